@@ -1,0 +1,19 @@
+"""Range checks of settings: each raises ``ValueError`` with name, what is allowed and what was given."""
+
+
+def at_least(name: str, value: float, lowest: float) -> None:
+    """Require ``value >= lowest``."""
+    if not value >= lowest:
+        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    """Require ``value > 0``."""
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def between(name: str, value: float, lowest: float, highest: float) -> None:
+    """Require ``lowest <= value <= highest``."""
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} must be between {lowest} and {highest}, got {value}")

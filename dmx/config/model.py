@@ -1,0 +1,136 @@
+"""The section of the network. Lists follow the layers of a pathway; positions count from 1."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dmx.config.check import between
+
+_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+Triple = tuple[int, int, int]
+Kernel = int | Triple
+Padding = Literal["valid", "zero", "mirror"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathwaySection:
+    """The normal pathway, which sees the scan at full resolution."""
+
+    __pydantic_config__ = _STRICT
+
+    widths: tuple[int, ...] = (30, 30, 40, 40, 40, 40, 50, 50)
+    """Channels of each layer."""
+    kernels: Kernel | tuple[Kernel, ...] = 3
+    """Kernel size, one for all layers or one per layer."""
+    residual: tuple[int, ...] = ()
+    """Positions whose output receives the input of the layer before."""
+    padding: Padding | tuple[Padding, ...] = "valid"
+    """Padding, one for all layers or one per layer."""
+    dropout: float | tuple[float, ...] = 0.0
+    """Dropout rate, one for all layers or one per layer."""
+    low_rank: tuple[int, ...] = ()
+    """Positions whose kernel is factorized into one per axis (Ioannou et al. 2016)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsampledSection:
+    """A pathway that sees a wider surrounding at lower resolution; what is left out mirrors the normal pathway."""
+
+    __pydantic_config__ = _STRICT
+
+    factor: int | Triple = 3
+    """Voxels of the scan per voxel that the pathway sees, per axis."""
+    widths: tuple[int, ...] | None = None
+    """Channels of each layer."""
+    kernels: Kernel | tuple[Kernel, ...] | None = None
+    """Kernel size. The receptive field must be that of the normal pathway in compatibility mode."""
+    residual: tuple[int, ...] | None = None
+    """Positions whose output receives the input of the layer before."""
+    padding: Padding | tuple[Padding, ...] | None = None
+    """Padding."""
+    dropout: float | tuple[float, ...] | None = None
+    """Dropout rate."""
+    low_rank: tuple[int, ...] | None = None
+    """Positions with factorized kernels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCSection:
+    """The pathway that joins the others; its last layer is the head, which is not in `widths`."""
+
+    __pydantic_config__ = _STRICT
+
+    widths: tuple[int, ...] = (150, 150)
+    """Channels of the hidden layers."""
+    kernels: Kernel | tuple[Kernel, ...] = 1
+    """Kernel size, one for all layers or one per layer, the head included."""
+    residual: tuple[int, ...] = ()
+    """Positions whose output receives the input of the layer before."""
+    padding: Padding | tuple[Padding, ...] = "valid"
+    """Padding, one for all layers or one per layer, the head included."""
+    dropout: float | tuple[float, ...] | None = None
+    """Dropout rate, one for all or one per layer, the head included; empty: 0 for the first, 0.5 for the others
+    (0.5 for the head when it is the only one)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizationSection:
+    """Normalization of features."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["batch", "batch_rolling", "instance", "group", "none"] = "batch"
+    """`batch_rolling` is DeepMedic's, which averages the statistics of the last `steps` steps."""
+    steps: int = 60
+    """`batch_rolling`: steps that are averaged."""
+    groups: int = 8
+    """`group`: groups of channels (the nearest divisor of the width is used)."""
+    momentum: float = 0.1
+    """`batch`: weight of the newest statistics."""
+    epsilon: float = 1e-5
+    """Added to the variance (1.18e-38 in compatibility mode)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightInitSection:
+    """How kernels are drawn before training."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["fan_in", "normal"] = "fan_in"
+    """Normal with variance scale / fan-in (He et al. 2015 for scale 2), or with a fixed deviation."""
+    scale: float = 2.0
+    """`fan_in`: variance times fan-in."""
+    std: float = 0.01
+    """`normal`: standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """The network."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str = "multiscale"
+    """`multiscale`, or a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …)."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of a MONAI network; channels, classes and dimensions are filled in."""
+    head: str | None = None
+    """Module that gives the class scores in a MONAI network, by name; empty: the last module that owns weights."""
+    normal: PathwaySection = field(default_factory=PathwaySection)
+    subsampled: tuple[SubsampledSection, ...] = (SubsampledSection(),)
+    """Subsampled pathways; an empty list: none."""
+    fc: FCSection = field(default_factory=FCSection)
+    activation: Literal["prelu", "relu", "elu", "selu", "leaky_relu", "linear"] = "prelu"
+    """Activation of every layer but the first of the parallel pathways."""
+    normalization: NormalizationSection = field(default_factory=NormalizationSection)
+    weight_init: WeightInitSection = field(default_factory=WeightInitSection)
+    upsampling: Literal["nearest", "linear"] = "nearest"
+    """How a subsampled pathway's output returns to full resolution."""
+
+    def __post_init__(self) -> None:
+        if self.name == "multiscale" and (self.arguments or self.head):
+            raise ValueError("arguments and head belong to networks of MONAI, not to 'multiscale'")
+        for rate in self.normal.dropout if isinstance(self.normal.dropout, tuple) else (self.normal.dropout,):
+            between("normal.dropout", rate, 0.0, 1.0)
