@@ -1,0 +1,42 @@
+"""The command ``dmx``."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from dmx import __version__
+from dmx.cli.console import err, out
+from dmx.errors import DmxError
+
+app = typer.Typer(
+    name="dmx",
+    help="Train 3D segmentation networks and carry what they learned to the next task. Every session is an MLflow run.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"dmx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
+def main() -> None:
+    """Run a command; end with one sentence and exit code 2 when the user can solve the problem."""
+    try:
+        app()
+    except DmxError as error:
+        err.print(f"[bold red]Error:[/] {escape(str(error))}")
+        sys.exit(2)
