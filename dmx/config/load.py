@@ -1,0 +1,186 @@
+"""Read, check, override and write experiments. YAML in, frozen dataclasses out, YAML back."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dmx.config.sections import Experiment
+from dmx.config.yaml_loader import parse_yaml, read_yaml
+from dmx.errors import ConfigError, suggest
+
+_MAX_SHOWN = 60
+
+
+@cache
+def _adapter() -> TypeAdapter[Experiment]:
+    return TypeAdapter(Experiment)
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment and apply overrides such as ``training.epochs=5``.
+
+    A relative manifest is taken from the experiment's folder. A resolved ``config.yaml`` of a run is accepted as well.
+
+    Raises:
+        ConfigError: The file cannot be read, or names every setting that cannot be used.
+    """
+    if not path.is_file():
+        raise ConfigError(f"Experiment '{path}' does not exist. Give the path of a YAML file.")
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"Experiment '{path}' must hold settings such as 'name: …', got {type(raw).__name__}.")
+    return build_experiment(apply_overrides(raw, overrides), source=str(path), folder=path.resolve().parent)
+
+
+def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", folder: Path | None = None) -> Experiment:
+    """Check plain values and return the experiment.
+
+    Args:
+        raw: Nested settings as YAML gives them.
+        source: What error sentences call it.
+        folder: Folder from which a relative manifest is taken.
+
+    Raises:
+        ConfigError: Names every setting that cannot be used.
+    """
+    raw = _with_absolute_manifest(raw, folder)
+    try:
+        return _adapter().validate_python(raw)
+    except ValidationError as error:
+        problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
+        raise ConfigError(f"{source}: {problems}") from None
+
+
+def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    values = dict(raw)
+    cohort = values.get("cohort")
+    if folder is not None and isinstance(cohort, dict) and isinstance(cohort.get("manifest"), str):
+        values["cohort"] = {**cohort, "manifest": str((folder / cohort["manifest"]).resolve())}
+    return values
+
+
+def _sentence(details: Mapping[str, Any]) -> str:
+    """Turn one finding of pydantic into words: where, what was given, what is allowed."""
+    location = [part for part in details["loc"] if not _is_internal(part)]
+    name = ".".join(str(part) for part in location)
+    kind = details["type"]
+    if kind == "unexpected_keyword_argument":
+        allowed = sorted(_allowed_keys(location[:-1]))
+        hint = suggest(str(location[-1]), allowed) or f" Allowed: {', '.join(allowed)}."
+        return f"unknown setting '{name}'.{hint}"
+    if kind in {"missing", "missing_argument"}:
+        return f"setting '{name}' is missing"
+    if kind == "value_error":
+        message = str(details["ctx"]["error"])
+        return f"{name}: {message}" if name else message
+    got = repr(details["input"])
+    got = got if len(got) <= _MAX_SHOWN else got[:_MAX_SHOWN] + "…"
+    return f"setting '{name}': {details['msg'][0].lower() + details['msg'][1:]}, got {got}"
+
+
+def _is_internal(part: object) -> bool:
+    """Tell whether a part of a location names a member of a union instead of a setting."""
+    return isinstance(part, str) and any(sign in part for sign in ("[", "(", "literal", "function-"))
+
+
+def _allowed_keys(location: Sequence[str | int]) -> list[str]:
+    section: object = Experiment
+    for part in location:
+        if isinstance(part, int) or not is_dataclass(section):
+            continue
+        section = _section_of(get_type_hints(section).get(str(part)))
+    return [field.name for field in fields(section)] if is_dataclass(section) else []
+
+
+def _section_of(annotation: object) -> object:
+    """Find the dataclass inside of ``tuple[Section, ...]`` or ``Section | None``."""
+    if is_dataclass(annotation):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part)) is not None), None)
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings with ``section.key=value`` words applied; values are YAML.
+
+    Raises:
+        ConfigError: A word is not of that form, or its path leads through something that is not a section.
+    """
+    values: dict[str, Any] = _copy(raw)
+    for word in overrides:
+        key, sign, text = word.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set takes section.key=value, e.g. training.epochs=5, got '{word}'.")
+        try:
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError(f"--set {key}: the value must be YAML, e.g. 5 or [1, 2], got '{text}'.") from None
+        _place(values, key.split("."), value, word)
+    return values
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def _place(values: Any, path: Sequence[str], value: object, word: str) -> None:
+    *parents, last = path
+    for part in parents:
+        if isinstance(values, list) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        elif isinstance(values, dict):
+            values = values.setdefault(part, {})
+        if not isinstance(values, (dict, list)):
+            raise ConfigError(f"--set {word}: '{part}' is a value, not a section.")
+    if isinstance(values, list):
+        if not last.isdigit() or int(last) >= len(values):
+            raise ConfigError(f"--set {word}: '{last}' is no position of a list of {len(values)}.")
+        values[int(last)] = value
+    else:
+        values[last] = value
+
+
+def as_dict(experiment: Experiment) -> dict[str, Any]:
+    """Return the resolved settings as plain values, every default included."""
+    values: dict[str, Any] = _adapter().dump_python(experiment, mode="json")
+    return values
+
+
+def as_yaml(experiment: Experiment) -> str:
+    """Return the resolved settings as YAML that :func:`load_experiment` accepts again."""
+    return yaml.safe_dump(as_dict(experiment), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of an experiment, with a description for each setting, for editors."""
+    schema: dict[str, Any] = _adapter().json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dmx experiment", **schema}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``("training.epochs", 5)`` for each setting; lists count as one value.
+
+    >>> dict(flatten({"a": {"b": 1}, "c": [2]}))
+    {'a.b': 1, 'c': [2]}
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two resolved configurations: setting → (before, after), None for absent."""
+    left, right = dict(flatten(before)), dict(flatten(after))
+    return {
+        key: (left.get(key), right.get(key))
+        for key in [*left, *(right.keys() - left.keys())]
+        if left.get(key) != right.get(key)
+    }

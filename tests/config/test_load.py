@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dmx.config.load import as_dict, as_yaml, build_experiment, config_diff, json_schema, load_experiment
+from dmx.errors import ConfigError
+
+MINIMAL = "name: tiny\ncohort: {manifest: cohort.csv}\n"
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refuse(text: str, tmp_path: Path, *overrides: str) -> str:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, overrides)
+    return str(caught.value)
+
+
+def test_a_minimal_experiment_gets_every_default_and_an_absolute_manifest(experiment_file: Path) -> None:
+    experiment = load_experiment(experiment_file)
+    assert experiment.training.epochs == 35
+    assert experiment.cohort.manifest == str(experiment_file.parent / "cohort.csv")
+
+
+def test_the_resolved_configuration_is_accepted_back_and_says_the_same(experiment_file: Path, tmp_path: Path) -> None:
+    first = load_experiment(
+        experiment_file, ["model.subsampled=[{factor: 3}, {factor: [5, 5, 1]}]", "preprocess.spacing=off"]
+    )
+    again = tmp_path / "elsewhere" / "config.yaml"
+    again.parent.mkdir()
+    again.write_text(as_yaml(first))
+    assert load_experiment(again) == first
+
+
+def test_overrides_reach_nested_settings_and_list_positions(experiment_file: Path) -> None:
+    words = ["training.epochs=5", "optimizer.lr=1e-2", "model.subsampled=[{factor: 3}]", "model.subsampled.0.factor=5"]
+    experiment = load_experiment(experiment_file, words)
+    assert experiment.training.epochs == 5
+    assert experiment.optimizer.lr == 0.01
+    assert experiment.model.subsampled[0].factor == 5
+
+
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    assert refuse(MINIMAL + "training: {epoch: 3}\n", tmp_path).endswith(
+        "unknown setting 'training.epoch'. Did you mean 'epochs'?"
+    )
+    assert "Did you mean 'factor'" in refuse(MINIMAL + "model: {subsampled: [{factr: 3}]}\n", tmp_path)
+    assert "Did you mean 'sampling'" in refuse(MINIMAL + "samplin: {}\n", tmp_path)
+
+
+def test_all_findings_come_in_one_sentence(tmp_path: Path) -> None:
+    message = refuse(MINIMAL + "training: {epochs: many}\nsampling: {memory_gb: -1}\n", tmp_path)
+    assert "training.epochs" in message
+    assert "'many'" in message
+    assert "memory_gb must be above 0, got -1" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("name: a\nname: b\n", "line 2: 'name' stands twice"),
+        ("a: &x [1]\nb: *x\n", "references (*name) are not allowed"),
+        ("a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("- 1\n", "must hold settings"),
+        ("name: [\n", "line"),
+        ("name: tiny\n", "setting 'cohort' is missing"),
+    ],
+)
+def test_bad_yaml_is_one_sentence_with_the_line(text: str, part: str, tmp_path: Path) -> None:
+    assert part in refuse(text, tmp_path)
+
+
+def test_what_is_no_text_or_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_experiment(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_experiment(tmp_path)
+
+
+@pytest.mark.parametrize("word", ["training.epochs", "=3", "training.epochs=[", "name.x=3"])
+def test_a_malformed_override_is_refused(word: str, tmp_path: Path) -> None:
+    assert "--set" in refuse(MINIMAL, tmp_path, word)
+
+
+def test_off_is_a_word_and_numbers_may_have_an_exponent(tmp_path: Path) -> None:
+    raw = {"name": "x", "cohort": {"manifest": "m.csv"}}
+    assert build_experiment(raw | {"preprocess": {"spacing": "off"}}).preprocess.spacing == "off"
+    path = tmp_path / "x.yaml"
+    path.write_text(MINIMAL + "preprocess: {spacing: off}\noptimizer: {lr: 1e-3}\n")
+    assert load_experiment(path).optimizer.lr == 0.001
+
+
+def test_config_diff_names_what_changed_and_nothing_else(experiment_file: Path) -> None:
+    before = as_dict(load_experiment(experiment_file))
+    after = as_dict(load_experiment(experiment_file, ["training.epochs=5"]))
+    assert config_diff(before, after) == {"training.epochs": (35, 5)}
+
+
+def test_the_schema_describes_every_setting() -> None:
+    schema = json.dumps(json_schema())
+    assert "Segments per forward pass." in schema
+    assert '"additionalProperties": false' in schema
