@@ -5,124 +5,38 @@ YAML, unknown keys and types are checked in :mod:`dmx.config.load`; each section
 and raises ``ValueError`` with *name, allowed, got*.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dmx.config.augmentation import AugmentationSection
 from dmx.config.check import at_least, between, positive
+from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, SamplingSection
 from dmx.config.model import ModelSection
+from dmx.config.optimization import LossSection, MonaiLoss, OptimizerSection, RegularizationSection, ScheduleSection
+
+__all__ = [
+    "AugmentationSection",
+    "CheckpointSection",
+    "CohortSection",
+    "Experiment",
+    "LossSection",
+    "ModelSection",
+    "MonaiLoss",
+    "NormalizeSection",
+    "OptimizerSection",
+    "PredictionSection",
+    "PreprocessSection",
+    "RegularizationSection",
+    "SamplingSection",
+    "ScheduleSection",
+    "TrackingSection",
+    "TrainingSection",
+    "ValidationSection",
+]
 
 _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortSection:
-    """Which cases, channels and classes the network learns from."""
-
-    __pydantic_config__ = _STRICT
-
-    manifest: str
-    """Manifest (CSV) of the cohort, relative to the experiment file."""
-    channels: tuple[str, ...] = ()
-    """Channels in the order in which the network gets them; empty: all of the manifest, in its order."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, background first; empty: as the manifest says."""
-    labels: Mapping[int, int] = field(default_factory=dict)
-    """Label in the file: class index; labels that are not named stay as they are. Merges or drops classes."""
-    fill: Mapping[str, float] = field(default_factory=dict)
-    """Channel: value (after normalization) that stands for it in cases that lack it."""
-    fold: int | None = None
-    """Use this fold (from 0) of `folds` for validation instead of the manifest's split."""
-    folds: int = 5
-    """Number of folds by subject, when `fold` is given."""
-
-    def __post_init__(self) -> None:
-        at_least("folds", self.folds, 2)
-        if self.fold is not None:
-            between("fold", self.fold, 0, self.folds - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NormalizeSection:
-    """How intensities are made comparable, per case and channel."""
-
-    __pydantic_config__ = _STRICT
-
-    method: Literal["zscore", "window", "none"] = "zscore"
-    """Subtract mean and divide by standard deviation; map a fixed window to 0..1; or leave as it is."""
-    region: Literal["roi", "foreground", "image"] = "roi"
-    """Where mean and deviation are measured; `roi` falls back to `foreground` for a case without one."""
-    channels: tuple[str, ...] = ()
-    """Channels that are normalized; empty: all."""
-    percentiles: tuple[float, float] | None = None
-    """Measure only strictly between these percentiles of the region (DeepMedic: cutoff_percents)."""
-    within_std: tuple[float, float] | None = None
-    """Measure only within mean - a·std and mean + b·std of the region (DeepMedic: cutoff_times_std)."""
-    above_mean: bool = False
-    """Measure only above the mean of the whole image (DeepMedic: cutoff_below_mean)."""
-    window: tuple[float, float] | None = None
-    """Lower and upper intensity of `method: window`."""
-
-    def __post_init__(self) -> None:
-        if (self.method == "window") != (self.window is not None):
-            raise ValueError("window must be given with method 'window' and only with it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessSection:
-    """What happens to a case once, before it is cached."""
-
-    __pydantic_config__ = _STRICT
-
-    orientation: Literal["RAS", "native"] = "RAS"
-    """Axes of the arrays that the network sees; predictions return to the native grid."""
-    spacing: Literal["off", "median"] | tuple[float, float, float] = "off"
-    """Voxel size in mm to resample to; `median` of the training cases; `off` keeps each case's own."""
-    crop_to_roi: bool = False
-    """Keep only the box around the roi (or the computed foreground)."""
-    crop_margin: int = 8
-    """Voxels kept around that box."""
-    normalize: NormalizeSection = field(default_factory=NormalizeSection)
-    """Intensity normalization."""
-
-    def __post_init__(self) -> None:
-        at_least("crop_margin", self.crop_margin, 0)
-        if not isinstance(self.spacing, str):
-            for value in self.spacing:
-                positive("spacing", value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSection:
-    """Where segments are taken from and how large they are."""
-
-    __pydantic_config__ = _STRICT
-
-    segment: int | Triple = 37
-    """Size of a training segment in voxels."""
-    categories: Literal["foreground_background", "uniform", "per_class", "whole_image"] = "foreground_background"
-    """What centers are drawn from, inside the roi where a case has one."""
-    proportions: tuple[float, ...] | None = None
-    """Share of each category, in the order foreground, background or class 0, 1, …; empty: equal."""
-    weight_maps: tuple[str, ...] = ()
-    """Weight-map columns of the manifest (without `weight_`), one per category, that replace the category's region."""
-    cases_per_epoch: int | None = None
-    """Draw from that many cases in an epoch (another choice each epoch); empty: from all."""
-    workers: int = 1
-    """Threads that prepare batches ahead; 0 prepares each batch when it is needed. Never changes what is drawn."""
-    memory_gb: float = 8.0
-    """Memory of the training device that cached cases may take; beyond it the least recently used are dropped."""
-
-    def __post_init__(self) -> None:
-        at_least("workers", self.workers, 0)
-        positive("memory_gb", self.memory_gb)
-        if self.cases_per_epoch is not None:
-            at_least("cases_per_epoch", self.cases_per_epoch, 1)
-        if self.proportions is not None and (min(self.proportions) < 0 or sum(self.proportions) <= 0):
-            raise ValueError(f"proportions must be at least 0 and not all 0, got {list(self.proportions)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,129 +77,6 @@ class TrainingSection:
             positive("gradient_clip", self.gradient_clip)
         if self.moving_average is not None:
             between("moving_average", self.moving_average, 0.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSection:
-    """How gradients become updates."""
-
-    __pydantic_config__ = _STRICT
-
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "rmsprop"
-    """Optimizer. With `compatibility: deepmedic` the definitions are DeepMedic's (epsilon inside the root)."""
-    lr: float = 1e-3
-    """Learning rate before the schedule."""
-    momentum: float = 0.6
-    """Momentum of sgd and rmsprop."""
-    nesterov: bool = True
-    """Nesterov momentum instead of classic."""
-    normalized_momentum: bool = False
-    """Scale the update by 1 - momentum (DeepMedic: momNonNorm0orNormalized1)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of adam and adamw."""
-    rho: float = 0.9
-    """Decay rate of rmsprop."""
-    epsilon: float | None = None
-    """Added to the denominator; empty: 1e-8 (adam, adamw), 1e-4 (rmsprop)."""
-    weight_decay: float = 0.0
-    """Decoupled decay of adamw, on kernels only."""
-
-    def __post_init__(self) -> None:
-        positive("lr", self.lr)
-        between("momentum", self.momentum, 0.0, 1.0)
-        at_least("weight_decay", self.weight_decay, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSection:
-    """How the learning rate goes on."""
-
-    __pydantic_config__ = _STRICT
-
-    name: Literal["constant", "steps", "polynomial", "exponential", "cosine", "plateau"] = "polynomial"
-    """Shape of the curve. All but `plateau` and `steps` change at every step, not only at every epoch; in
-    compatibility mode they change once per epoch, as DeepMedic's do."""
-    warmup: float | None = None
-    """Epochs of linear growth before it; empty: none (one epoch in a fine-tuning)."""
-    at_epochs: tuple[int, ...] = ()
-    """`steps`: epochs at which the rate is divided."""
-    divide_by: float = 2.0
-    """`steps` and `plateau`: divisor."""
-    power: float = 0.9
-    """`polynomial`: exponent."""
-    wait_epochs: float | None = None
-    """`polynomial`, `exponential`: epochs before the rate falls; empty: 0 (a third of all epochs in compatibility
-    mode)."""
-    final_lr: float | None = None
-    """`exponential`, `cosine`: rate at the end; empty: a hundredth of the start, 0 for cosine."""
-    patience: int = 5
-    """`plateau`: epochs without improvement before the rate is divided."""
-    min_increase: float = 0.0
-    """`plateau`: what counts as improvement of the metric."""
-
-    def __post_init__(self) -> None:
-        if self.name == "steps" and not self.at_epochs:
-            raise ValueError("at_epochs must name the epochs of schedule 'steps', got none")
-        if self.divide_by <= 1:
-            raise ValueError(f"divide_by must be above 1, got {self.divide_by}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MonaiLoss:
-    """A loss of MONAI by its class name."""
-
-    __pydantic_config__ = _STRICT
-
-    name: str
-    """Class in monai.losses, e.g. DiceFocalLoss."""
-    weight: float = 1.0
-    """Weight in the sum."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossSection:
-    """What is minimized: a weighted sum."""
-
-    __pydantic_config__ = _STRICT
-
-    cross_entropy: float = 1.0
-    """Weight of the cross-entropy (DeepMedic: xentr)."""
-    soft_iou: float = 0.0
-    """Weight of the soft intersection over union (DeepMedic: iou)."""
-    soft_dice: float = 0.0
-    """Weight of the soft Dice over all classes (DeepMedic: dsc)."""
-    monai: tuple[MonaiLoss, ...] = ()
-    """Losses of MONAI to add."""
-    class_weights: Literal["none", "frequency"] | tuple[float, ...] = "none"
-    """Weights of the classes in the cross-entropy: inverse frequency in the batch, or one number per class."""
-    class_weights_epochs: tuple[float, float] | None = None
-    """Epochs between which the class weights go back to 1; empty: they stay."""
-    label_smoothing: float = 0.0
-    """Share of the truth that is spread over all classes."""
-
-    def __post_init__(self) -> None:
-        weights = (self.cross_entropy, self.soft_iou, self.soft_dice, *(loss.weight for loss in self.monai))
-        if min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError("losses must have weights of at least 0 and one above 0")
-        between("label_smoothing", self.label_smoothing, 0.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegularizationSection:
-    """Penalties on convolution kernels, added to the loss."""
-
-    __pydantic_config__ = _STRICT
-
-    l1: float = 1e-6
-    """Weight of the sum of absolute values."""
-    l2: float = 1e-4
-    """Weight of the sum of squares (without a factor of one half)."""
-
-    def __post_init__(self) -> None:
-        at_least("l1", self.l1, 0.0)
-        at_least("l2", self.l2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

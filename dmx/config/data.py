@@ -1,0 +1,118 @@
+"""The sections of the cohort, its preparation and the sampling of segments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dmx.config.check import at_least, between, positive
+
+_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortSection:
+    """Which cases, channels and classes the network learns from."""
+
+    __pydantic_config__ = _STRICT
+
+    manifest: str
+    """Manifest (CSV) of the cohort, relative to the experiment file."""
+    channels: tuple[str, ...] = ()
+    """Channels in the order in which the network gets them; empty: all of the manifest, in its order."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, background first; empty: as the manifest says."""
+    labels: Mapping[int, int] = field(default_factory=dict)
+    """Label in the file: class index; labels that are not named stay as they are. Merges or drops classes."""
+    fill: Mapping[str, float] = field(default_factory=dict)
+    """Channel: value (after normalization) that stands for it in cases that lack it."""
+    fold: int | None = None
+    """Use this fold (from 0) of `folds` for validation instead of the manifest's split."""
+    folds: int = 5
+    """Number of folds by subject, when `fold` is given."""
+
+    def __post_init__(self) -> None:
+        at_least("folds", self.folds, 2)
+        if self.fold is not None:
+            between("fold", self.fold, 0, self.folds - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizeSection:
+    """How intensities are made comparable, per case and channel."""
+
+    __pydantic_config__ = _STRICT
+
+    method: Literal["zscore", "window", "none"] = "zscore"
+    """Subtract mean and divide by standard deviation; map a fixed window to 0..1; or leave as it is."""
+    region: Literal["roi", "foreground", "image"] = "roi"
+    """Where mean and deviation are measured; `roi` falls back to `foreground` for a case without one."""
+    channels: tuple[str, ...] = ()
+    """Channels that are normalized; empty: all."""
+    percentiles: tuple[float, float] | None = None
+    """Measure only strictly between these percentiles of the region (DeepMedic: cutoff_percents)."""
+    within_std: tuple[float, float] | None = None
+    """Measure only within mean - a·std and mean + b·std of the region (DeepMedic: cutoff_times_std)."""
+    above_mean: bool = False
+    """Measure only above the mean of the whole image (DeepMedic: cutoff_below_mean)."""
+    window: tuple[float, float] | None = None
+    """Lower and upper intensity of `method: window`."""
+
+    def __post_init__(self) -> None:
+        if (self.method == "window") != (self.window is not None):
+            raise ValueError("window must be given with method 'window' and only with it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSection:
+    """What happens to a case once, before it is cached."""
+
+    __pydantic_config__ = _STRICT
+
+    orientation: Literal["RAS", "native"] = "RAS"
+    """Axes of the arrays that the network sees; predictions return to the native grid."""
+    spacing: Literal["off", "median"] | tuple[float, float, float] = "off"
+    """Voxel size in mm to resample to; `median` of the training cases; `off` keeps each case's own."""
+    crop_to_roi: bool = False
+    """Keep only the box around the roi (or the computed foreground)."""
+    crop_margin: int = 8
+    """Voxels kept around that box."""
+    normalize: NormalizeSection = field(default_factory=NormalizeSection)
+    """Intensity normalization."""
+
+    def __post_init__(self) -> None:
+        at_least("crop_margin", self.crop_margin, 0)
+        if not isinstance(self.spacing, str):
+            for value in self.spacing:
+                positive("spacing", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSection:
+    """Where segments are taken from and how large they are."""
+
+    __pydantic_config__ = _STRICT
+
+    segment: int | Triple = 37
+    """Size of a training segment in voxels."""
+    categories: Literal["foreground_background", "uniform", "per_class", "whole_image"] = "foreground_background"
+    """What centers are drawn from, inside the roi where a case has one."""
+    proportions: tuple[float, ...] | None = None
+    """Share of each category, in the order foreground, background or class 0, 1, …; empty: equal."""
+    weight_maps: tuple[str, ...] = ()
+    """Weight-map columns of the manifest (without `weight_`), one per category, that replace the category's region."""
+    cases_per_epoch: int | None = None
+    """Draw from that many cases in an epoch (another choice each epoch); empty: from all."""
+    workers: int = 1
+    """Threads that prepare batches ahead; 0 prepares each batch when it is needed. Never changes what is drawn."""
+    memory_gb: float = 8.0
+    """Memory of the training device that cached cases may take; beyond it the least recently used are dropped."""
+
+    def __post_init__(self) -> None:
+        at_least("workers", self.workers, 0)
+        positive("memory_gb", self.memory_gb)
+        if self.cases_per_epoch is not None:
+            at_least("cases_per_epoch", self.cases_per_epoch, 1)
+        if self.proportions is not None and (min(self.proportions) < 0 or sum(self.proportions) <= 0):
+            raise ValueError(f"proportions must be at least 0 and not all 0, got {list(self.proportions)}")

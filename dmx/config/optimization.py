@@ -1,0 +1,132 @@
+"""The sections of what is minimized and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dmx.config.check import at_least, between, positive
+
+_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection:
+    """How gradients become updates."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "rmsprop"
+    """Optimizer. With `compatibility: deepmedic` the definitions are DeepMedic's (epsilon inside the root)."""
+    lr: float = 1e-3
+    """Learning rate before the schedule."""
+    momentum: float = 0.6
+    """Momentum of sgd and rmsprop."""
+    nesterov: bool = True
+    """Nesterov momentum instead of classic."""
+    normalized_momentum: bool = False
+    """Scale the update by 1 - momentum (DeepMedic: momNonNorm0orNormalized1)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of adam and adamw."""
+    rho: float = 0.9
+    """Decay rate of rmsprop."""
+    epsilon: float | None = None
+    """Added to the denominator; empty: 1e-8 (adam, adamw), 1e-4 (rmsprop)."""
+    weight_decay: float = 0.0
+    """Decoupled decay of adamw, on kernels only."""
+
+    def __post_init__(self) -> None:
+        positive("lr", self.lr)
+        between("momentum", self.momentum, 0.0, 1.0)
+        at_least("weight_decay", self.weight_decay, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """How the learning rate goes on."""
+
+    __pydantic_config__ = _STRICT
+
+    name: Literal["constant", "steps", "polynomial", "exponential", "cosine", "plateau"] = "polynomial"
+    """Shape of the curve. All but `plateau` and `steps` change at every step, not only at every epoch; in
+    compatibility mode they change once per epoch, as DeepMedic's do."""
+    warmup: float | None = None
+    """Epochs of linear growth before it; empty: none (one epoch in a fine-tuning)."""
+    at_epochs: tuple[int, ...] = ()
+    """`steps`: epochs at which the rate is divided."""
+    divide_by: float = 2.0
+    """`steps` and `plateau`: divisor."""
+    power: float = 0.9
+    """`polynomial`: exponent."""
+    wait_epochs: float | None = None
+    """`polynomial`, `exponential`: epochs before the rate falls; empty: 0 (a third of all epochs in compatibility
+    mode)."""
+    final_lr: float | None = None
+    """`exponential`, `cosine`: rate at the end; empty: a hundredth of the start, 0 for cosine."""
+    patience: int = 5
+    """`plateau`: epochs without improvement before the rate is divided."""
+    min_increase: float = 0.0
+    """`plateau`: what counts as improvement of the metric."""
+
+    def __post_init__(self) -> None:
+        if self.name == "steps" and not self.at_epochs:
+            raise ValueError("at_epochs must name the epochs of schedule 'steps', got none")
+        if self.divide_by <= 1:
+            raise ValueError(f"divide_by must be above 1, got {self.divide_by}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonaiLoss:
+    """A loss of MONAI by its class name."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    """Class in monai.losses, e.g. DiceFocalLoss."""
+    weight: float = 1.0
+    """Weight in the sum."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSection:
+    """What is minimized: a weighted sum."""
+
+    __pydantic_config__ = _STRICT
+
+    cross_entropy: float = 1.0
+    """Weight of the cross-entropy (DeepMedic: xentr)."""
+    soft_iou: float = 0.0
+    """Weight of the soft intersection over union (DeepMedic: iou)."""
+    soft_dice: float = 0.0
+    """Weight of the soft Dice over all classes (DeepMedic: dsc)."""
+    monai: tuple[MonaiLoss, ...] = ()
+    """Losses of MONAI to add."""
+    class_weights: Literal["none", "frequency"] | tuple[float, ...] = "none"
+    """Weights of the classes in the cross-entropy: inverse frequency in the batch, or one number per class."""
+    class_weights_epochs: tuple[float, float] | None = None
+    """Epochs between which the class weights go back to 1; empty: they stay."""
+    label_smoothing: float = 0.0
+    """Share of the truth that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        weights = (self.cross_entropy, self.soft_iou, self.soft_dice, *(loss.weight for loss in self.monai))
+        if min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError("losses must have weights of at least 0 and one above 0")
+        between("label_smoothing", self.label_smoothing, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizationSection:
+    """Penalties on convolution kernels, added to the loss."""
+
+    __pydantic_config__ = _STRICT
+
+    l1: float = 1e-6
+    """Weight of the sum of absolute values."""
+    l2: float = 1e-4
+    """Weight of the sum of squares (without a factor of one half)."""
+
+    def __post_init__(self) -> None:
+        at_least("l1", self.l1, 0.0)
+        at_least("l2", self.l2, 0.0)
