@@ -1,0 +1,71 @@
+# Each target sets up what it needs by itself; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DMX := $(BIN)/dmx
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format ui train resume predict evaluate bench coverage clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# torch comes first and by its own version, so that no other package chooses a larger build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13))' \
+	  || { echo "dmx needs Python 3.11 to 3.13; say which one: make PYTHON=python3.11 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,networks,dev]'
+	@touch $@
+
+setup: $(READY)  ## Make the virtual environment (every target does it when needed)
+
+demo: $(READY)  ## Make a cohort, train, predict, evaluate, print the scores (about 5 minutes)
+	@$(BIN)/python experiments/demo/run.py
+
+test: $(READY)  ## Run the tests (a few minutes)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-all: $(READY)  ## Run the slow tests too
+	$(BIN)/python -m pytest -n 2 -m 'slow or not slow' $(ARGS)
+
+coverage: $(READY)  ## Run the tests and show the branch coverage
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: $(READY)  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY)  ## Open the MLflow UI on this machine
+	$(DMX) ui
+
+train: $(READY)  ## Train: make train EXPERIMENT=experiments/demo/stroke.yaml
+	@test -n "$(EXPERIMENT)" || { echo "Say which experiment: make train EXPERIMENT=experiments/demo/stroke.yaml"; exit 2; }
+	$(DMX) train $(EXPERIMENT) $(ARGS)
+
+resume: $(READY)  ## Go on with an interrupted run: make resume RUN=…
+	@test -n "$(RUN)" || { echo "Say which run: make resume RUN=… (make runs are listed by: $(DMX) runs list)"; exit 2; }
+	$(DMX) resume $(RUN) $(ARGS)
+
+predict: $(READY)  ## Predict new scans: make predict RUN=… COHORT=… OUT=…
+	@test -n "$(RUN)" -a -n "$(COHORT)" -a -n "$(OUT)" || { echo "Say what: make predict RUN=… COHORT=cohort.csv OUT=folder"; exit 2; }
+	$(DMX) predict --from-run $(RUN) $(COHORT) -o $(OUT) $(ARGS)
+
+evaluate: $(READY)  ## Score a run: make evaluate RUN=… COHORT=…
+	@test -n "$(RUN)" || { echo "Say which run: make evaluate RUN=… [COHORT=cohort.csv]"; exit 2; }
+	$(DMX) evaluate --from-run $(RUN) $(COHORT) $(ARGS)
+
+bench: $(READY)  ## Measure speed and memory on this machine
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:  ## Remove the environment, caches and the demonstration (never runs)
+	rm -rf $(VENV) demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
