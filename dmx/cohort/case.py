@@ -1,0 +1,69 @@
+"""What a cohort is: cases, each with the files of one imaging session. Plain values, no files are opened."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+SPLITS = ("training", "validation", "evaluation", "")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One imaging session to segment.
+
+    Attributes:
+        name: Unique in its cohort; predictions are named after it.
+        subject: The person; cases of one subject never lie in two splits.
+        channels: File of each channel; ``None`` where the case lacks it.
+        label_map: Integer ground truth, if there is one.
+        roi: Binary region in which sampling, normalization and scoring happen, if there is one.
+        weight_maps: Sampling weights by name (columns ``weight_<name>``).
+        split: ``training``, ``validation``, ``evaluation`` or empty.
+    """
+
+    name: str
+    subject: str
+    channels: Mapping[str, Path | None]
+    label_map: Path | None = None
+    roi: Path | None = None
+    weight_maps: Mapping[str, Path] = field(default_factory=dict)
+    split: str = ""
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that the case has, by manifest column, in the manifest's order."""
+        named = {f"channel_{name}": path for name, path in self.channels.items()}
+        named |= {"label_map": self.label_map, "roi": self.roi}
+        named |= {f"weight_{name}": path for name, path in self.weight_maps.items()}
+        return {column: path for column, path in named.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A study's cases.
+
+    Attributes:
+        name: Name of the study.
+        classes: Names of the classes, background first; empty where nobody named them.
+        channels: Names of the channels, in the manifest's order.
+        cases: The cases, in the manifest's order.
+        manifest: File that the cohort was read from, if any.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    cases: tuple[Case, ...]
+    manifest: Path | None = None
+
+    def in_split(self, split: str) -> tuple[Case, ...]:
+        """Return the cases of a split, in the manifest's order."""
+        return tuple(case for case in self.cases if case.split == split)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects, each once, in the order of their first case."""
+        return tuple(dict.fromkeys(case.subject for case in self.cases))
+
+    def with_splits(self, split_of: Mapping[str, str]) -> "Cohort":
+        """Return the cohort with the split that each subject gets."""
+        return replace(self, cases=tuple(replace(case, split=split_of[case.subject]) for case in self.cases))
