@@ -15,6 +15,27 @@ _MAX_DEFLATE_RATIO = 1032
 _MAX_VOXELS = 2**31
 
 
+@dataclass(frozen=True, eq=False)
+class NiftiHeader:
+    """What a file's header promises.
+
+    Attributes:
+        grid: The grid of its first three axes.
+        shape: All axes, trailing ones of length 1 dropped down to three.
+        dtype: Type on disk, byte order included.
+        offset: First byte of the data.
+        slope: Scaling factor; 1 where the file has none.
+        intercept: Added after the factor.
+    """
+
+    grid: NiftiGrid
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    intercept: float
+
+
 def interpret(path: Path, raw: Any, *, version: int) -> NiftiHeader:
     """Return what the fields of a header mean.
 

@@ -58,37 +58,6 @@ class Volume:
         return triple(self.array.shape)
 
 
-def orientation(self) -> str:
-        """Where the axes point, e.g. ``RAS``."""
-        return orientation(self.affine)
-
-    @property
-    def spatial_shape(self) -> Triple:
-        """Voxels per axis."""
-        return triple(self.array.shape)
-
-
-@dataclass(frozen=True, eq=False)
-class NiftiHeader:
-    """What a file's header promises.
-
-    Attributes:
-        grid: The grid of its first three axes.
-        shape: All axes, trailing ones of length 1 dropped down to three.
-        dtype: Type on disk, byte order included.
-        offset: First byte of the data.
-        slope: Scaling factor; 1 where the file has none.
-        intercept: Added after the factor.
-    """
-
-    grid: NiftiGrid
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
-    slope: float
-    intercept: float
-
-
 def orientation(affine: Affine) -> str:
     """Return where the voxel axes point, e.g. ``RAS``: towards right, anterior, superior."""
     from nibabel.orientations import aff2axcodes
