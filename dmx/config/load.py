@@ -157,6 +157,29 @@ def as_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(as_dict(experiment), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
+def as_changed_yaml(experiment: Experiment) -> str:
+    """Return only the settings that differ from the defaults, as YAML."""
+    plain = Experiment(name=experiment.name, cohort=type(experiment.cohort)(manifest=experiment.cohort.manifest))
+    changed = _changed(as_dict(experiment), as_dict(plain))
+    required = {
+        "name": experiment.name,
+        "cohort": {"manifest": experiment.cohort.manifest, **changed.pop("cohort", {})},
+    }
+    return yaml.safe_dump(required | changed, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            if inner := _changed(value, default):
+                result[key] = inner
+        elif value != default:
+            result[key] = value
+    return result
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of an experiment, with a description for each setting, for editors."""
     schema: dict[str, Any] = _adapter().json_schema()

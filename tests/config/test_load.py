@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from dmx.config.load import as_dict, as_yaml, build_experiment, config_diff, json_schema, load_experiment
+from dmx.config.load import (
+    as_changed_yaml,
+    as_dict,
+    as_yaml,
+    build_experiment,
+    config_diff,
+    json_schema,
+    load_experiment,
+)
 from dmx.errors import ConfigError
 
 MINIMAL = "name: tiny\ncohort: {manifest: cohort.csv}\n"
@@ -109,3 +117,12 @@ def test_the_schema_describes_every_setting() -> None:
     schema = json.dumps(json_schema())
     assert "Segments per forward pass." in schema
     assert '"additionalProperties": false' in schema
+
+
+def test_only_what_differs_from_the_defaults_is_shown_and_reads_back(experiment_file: Path, tmp_path: Path) -> None:
+    experiment = load_experiment(experiment_file, ["training.epochs=5", "cohort.fold=1"])
+    text = as_changed_yaml(experiment)
+    assert "epochs: 5" in text
+    assert "optimizer" not in text
+    (tmp_path / "changed.yaml").write_text(text)
+    assert load_experiment(tmp_path / "changed.yaml") == experiment
