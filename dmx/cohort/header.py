@@ -1,5 +1,6 @@
 """What a NIfTI header promises, held against what can be. Knows the fields, not who parses them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -69,12 +69,11 @@ def _parse_header(path: Path, start: bytes) -> NiftiHeader:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
-    kinds = {348: (1, Nifti1Header), 540: (2, Nifti2Header)}
-    for order, symbol in (("little", "<"), ("big", ">")):
-        size = int.from_bytes(start[:4], order)
-        if size in kinds and len(start) >= size:
-            version, kind = kinds[size]
-            return interpret(path, kind(start[:size], endianness=symbol, check=False), version=version)
+    little, big = int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")
+    for size, version, kind in ((348, 1, Nifti1Header), (540, 2, Nifti2Header)):
+        if size in (little, big) and len(start) >= size:
+            raw = kind(start[:size], endianness="<" if size == little else ">", check=False)
+            return interpret(path, raw, version=version)
     raise CohortError(f"'{path}' is not a NIfTI file: it does not start with a NIfTI-1 or NIfTI-2 header.")
 
 
