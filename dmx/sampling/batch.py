@@ -1,0 +1,24 @@
+"""What a training step gets from the sampler."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+IGNORED: Final = -1
+"""Label of voxels of the output block that lie outside of the volume; losses and metrics leave them out."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments of one forward pass, on the device that trains.
+
+    Attributes:
+        inputs: One float32 tensor ``[N, C, I, J, K]`` per patch of the plan, in its order.
+        target: Labels of the output blocks, int64 ``[N, I, J, K]``; :data:`IGNORED` (-1) outside of the volume.
+        cases: Name of the case of each segment.
+    """
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    cases: tuple[str, ...]
