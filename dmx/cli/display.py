@@ -1,0 +1,162 @@
+"""What a person sees of a training: one live display in a terminal, plain lines elsewhere."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from dmx.cli.console import out
+from dmx.training.events import EpochEnded, EpochStarted, Event, Notice, StepEnded, TrainingEnded, TrainingStarted
+
+_SECONDS_BETWEEN_LINES = 30.0
+_ROWS_SHOWN = 12
+_RECENT_STEPS = 50
+_COLUMNS = {
+    "train/mean_loss": "train loss",
+    "val/loss": "val loss",
+    "val/dice": "val Dice",
+    "val_volume/dice": "volume Dice",
+}
+
+
+def duration(seconds: float) -> str:
+    """Return minutes and seconds, or hours, as a person reads them.
+
+    >>> duration(75), duration(7500)
+    ('1:15', '2:05 h')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+class TrainingDisplay:
+    """A listener of training events that shows them."""
+
+    def __init__(self, console: Console = out) -> None:
+        self.console = console
+        self._recent: deque[StepEnded] = deque(maxlen=_RECENT_STEPS)
+        self._rows: list[tuple[str, Mapping[str, float], float]] = []
+        self._started: TrainingStarted | None = None
+        self._epoch_seconds: deque[float] = deque(maxlen=5)
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}")
+        )
+        self._task = self._bar.add_task("", total=1, words="")
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        """Start the live display where there is a terminal."""
+        if self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the live display and leave the table of epochs."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            if self._rows:
+                self.console.print(self._table(len(self._rows)))
+
+    def __rich__(self) -> RenderableType:
+        """Draw the table of the last epochs above the bar."""
+        return Group(self._table(_ROWS_SHOWN), self._bar) if self._rows else self._bar
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        match event:
+            case TrainingStarted():
+                self._started = event
+                go_on = f", going on after step {event.position.global_step:,}" if event.resumed else ""
+                self._say(f"Training on {event.device}: {event.num_parameters:,} parameters{go_on}.")
+            case EpochStarted():
+                self._recent.clear()
+                self._bar.update(self._task, completed=event.step)
+            case StepEnded():
+                self._step(event)
+            case EpochEnded():
+                self._epoch(event)
+            case Notice():
+                self._say(f"Note: {event.message}")
+            case TrainingEnded():
+                self._say(f"Training {_REASONS[event.reason]} after {event.position.global_step:,} steps.")
+
+    def _step(self, event: StepEnded) -> None:
+        self._recent.append(event)
+        if self._started is None:
+            return
+        words = self._words(event)
+        name = f"Epoch {event.epoch}/{self._started.epochs - 1}"
+        self._bar.update(
+            self._task, description=name, total=self._started.steps_per_epoch, completed=event.step, words=words
+        )
+        if self._live is None and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._say(f"{name} step {event.step}/{self._started.steps_per_epoch}: {words}")
+
+    def _words(self, event: StepEnded) -> str:
+        seconds = sum(step.seconds for step in self._recent)
+        rate = sum(step.num_segments for step in self._recent) / max(seconds, 1e-9)
+        loss = sum(step.loss for step in self._recent) / len(self._recent)
+        return (
+            f"{event.step}/{self._steps} · loss {loss:.4f} · lr {event.lr:.2g} · {rate:.1f} segments/s · "
+            f"{duration(self._seconds_left(event, seconds / len(self._recent)))} left"
+        )
+
+    @property
+    def _steps(self) -> int:
+        return self._started.steps_per_epoch if self._started else 0
+
+    def _seconds_left(self, event: StepEnded, per_step: float) -> float:
+        """Count steps at the recent speed; once an epoch is complete its duration, validation included, counts."""
+        epochs = self._started.epochs - event.epoch - 1 if self._started else 0
+        per_epoch = (
+            sum(self._epoch_seconds) / len(self._epoch_seconds) if self._epoch_seconds else per_step * self._steps
+        )
+        return (self._steps - event.step) * per_step + epochs * per_epoch
+
+    def _epoch(self, event: EpochEnded) -> None:
+        self._epoch_seconds.append(event.seconds)
+        self._rows.append((str(event.epoch), event.metrics, event.seconds))
+        if self._live is None:
+            values = [f"{title} {event.metrics[key]:.4f}" for key, title in _COLUMNS.items() if key in event.metrics]
+            self._say(f"Epoch {event.epoch} ended: {', '.join(values)} ({duration(event.seconds)}).")
+            self._last_line = time.monotonic()
+
+    def _table(self, count: int) -> Table:
+        rows = self._rows[-count:]
+        shown = {key: title for key, title in _COLUMNS.items() if any(key in metrics for _, metrics, _ in rows)}
+        classes = {
+            key: key.rsplit("/", 1)[-1]
+            for _, metrics, _ in rows
+            for key in metrics
+            if key.startswith("val/dice/") and self.console.width >= 100
+        }
+        table = Table(box=None, pad_edge=False)
+        for title in ("epoch", *shown.values(), *classes.values(), "time"):
+            table.add_column(title, justify="right")
+        for name, metrics, seconds in rows:
+            cells = [f"{metrics[key]:.4f}" if key in metrics else "" for key in (*shown, *classes)]
+            table.add_row(name, *cells, duration(seconds))
+        return table
+
+    def _say(self, words: str) -> None:
+        self.console.print(Text(words))
+
+
+_REASONS = {
+    "finished": "finished",
+    "stopped": "stopped on request",
+    "early_stopping": "ended early (no improvement)",
+}
