@@ -1,0 +1,147 @@
+"""Layers of the multi-scale network: [normalization or bias] → activation → dropout → kernel."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import skip_init
+
+from dmx.config.model import ModelSection, Padding
+from dmx.geometry import Triple
+from dmx.model.norms import Bias, Compatibility, make_norm
+from dmx.model.spec import LayerSpec
+
+_PRELU_INIT = 0.01
+
+
+class PReLU(nn.Module):
+    """Multiply negative values by a learned slope per channel (He et al. 2015)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), _PRELU_INIT))
+
+    def forward(self, x_NCIJK: Tensor) -> Tensor:
+        """Return ``max(0, x) + slope · min(0, x)``, in the precision of ``x``."""
+        return functional.prelu(x_NCIJK, self.weight.to(x_NCIJK.dtype))
+
+
+_ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "prelu": PReLU,
+    "relu": lambda channels: nn.ReLU(),
+    "elu": lambda channels: nn.ELU(),
+    "selu": lambda channels: nn.SELU(),
+    "leaky_relu": lambda channels: nn.LeakyReLU(),
+    "linear": lambda channels: nn.Identity(),
+}
+
+
+class UnscaledDropout(nn.Module):
+    """Drop values without scaling the others up; outside of training scale all of them down instead (DeepMedic)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.keep = 1.0 - rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` times a random 0 or 1 in training, times the share that is kept otherwise."""
+        if not self.training:
+            return x * self.keep
+        return functional.dropout(x, 1.0 - self.keep) * self.keep
+
+
+def _make_dropout(rate: float, compatibility: Compatibility) -> nn.Module:
+    # DeepMedic leaves dropout out when it keeps more than 99.9 %.
+    if rate == 0.0 or (compatibility == "deepmedic" and rate < 0.001):
+        return nn.Identity()
+    return UnscaledDropout(rate) if compatibility == "deepmedic" else nn.Dropout(rate)
+
+
+def pad_mirror(x_NCIJK: Tensor, kernel: Triple) -> Tensor:
+    """Pad so that a kernel keeps the size, by mirroring at the faces, the outermost voxel repeated.
+
+    ``(k - 1) // 2`` voxels before and ``k // 2`` after, as numpy's ``symmetric`` mode.
+    """
+    sides = [((size - 1) // 2, size // 2) for size in kernel]
+    if max(after for _, after in sides) <= 1:
+        flat = [side for pair in reversed(sides) for side in pair]
+        return functional.pad(x_NCIJK, flat, mode="replicate") if any(flat) else x_NCIJK
+    for axis, (before, after) in enumerate(sides, start=2):
+        length = x_NCIJK.shape[axis]
+        place = torch.arange(-before, length + after, device=x_NCIJK.device) % (2 * length)
+        x_NCIJK = x_NCIJK.index_select(axis, torch.minimum(place, 2 * length - 1 - place))
+    return x_NCIJK
+
+
+class Convolution(nn.Conv3d):
+    """A convolution of stride 1 with the paddings of the multi-scale network."""
+
+    mirror: bool
+
+    def forward(self, x_NCIJK: Tensor) -> Tensor:
+        """Return the convolved features, smaller by the kernel minus 1 unless padded."""
+        if self.mirror:
+            x_NCIJK = pad_mirror(x_NCIJK, (self.kernel_size[0], self.kernel_size[1], self.kernel_size[2]))
+        return super().forward(x_NCIJK)
+
+
+def _convolution(channels: tuple[int, int], kernel: Triple, *, padding: Padding, bias: bool) -> Convolution:
+    """Return a convolution whose weights are still to be drawn: the global random state stays as it is."""
+    how = "same" if padding == "zero" else 0
+    conv: Convolution = skip_init(Convolution, *channels, kernel, padding=how, bias=bias)
+    conv.mirror = padding == "mirror"
+    return conv
+
+
+def _make_convolution(spec: LayerSpec) -> nn.Module:
+    """Return the kernel of a layer: one convolution, or one per axis."""
+    channels, bias = (spec.in_channels, spec.out_channels), spec.is_head
+    axes = [axis for axis in range(3) if spec.kernel[axis] > 1]
+    if not spec.low_rank or len(axes) < 2:
+        return _convolution(channels, spec.kernel, padding=spec.padding, bias=bias)
+    factors = nn.Sequential()
+    for axis in axes:
+        i, j, k = (spec.kernel[axis] if other == axis else 1 for other in range(3))
+        factors.add_module(f"axis_{axis}", _convolution(channels, (i, j, k), padding=spec.padding, bias=False))
+        channels = (spec.out_channels, spec.out_channels)
+    return factors
+
+
+class Block(nn.Module):
+    """One layer of a pathway.
+
+    Args:
+        spec: What the layer is.
+        section: Settings that all layers share.
+        compatibility: ``deepmedic`` for DeepMedic's dropout, statistics and crop.
+    """
+
+    def __init__(self, spec: LayerSpec, section: ModelSection, compatibility: Compatibility) -> None:
+        super().__init__()
+        self.spec = spec
+        self.deepmedic = compatibility == "deepmedic"
+        channels = spec.in_channels
+        self.norm = (
+            Bias(channels) if spec.plain else make_norm(section.normalization, channels, compatibility=compatibility)
+        )
+        self.activation = nn.Identity() if spec.plain else _ACTIVATIONS[section.activation](channels)
+        self.dropout = _make_dropout(spec.dropout, compatibility)
+        self.conv = _make_convolution(spec)
+
+    def forward(self, x_NCIJK: Tensor, shortcut_NCIJK: Tensor | None = None) -> Tensor:
+        """Return the layer's features, the shortcut (the input of the layer before) added if there is one."""
+        x_NCIJK = self.conv(self.dropout(self.activation(self.norm(x_NCIJK))))
+        return x_NCIJK if shortcut_NCIJK is None else self._add(x_NCIJK, shortcut_NCIJK)
+
+    def _add(self, x_NCIJK: Tensor, shortcut_NCIJK: Tensor) -> Tensor:
+        """Add the center of the shortcut to the channels that both have (in place: the kernel needs its output no more)."""
+        channels = min(x_NCIJK.shape[1], shortcut_NCIJK.shape[1])
+        center = shortcut_NCIJK[:, :channels]
+        for axis in range(2, 5):
+            large, small = shortcut_NCIJK.shape[axis], x_NCIJK.shape[axis]
+            # DeepMedic's start depends on the parity of the size when a kernel is even.
+            start = (large - 1) // 2 - (small - 1) // 2 if self.deepmedic else (large - small) // 2
+            center = center.narrow(axis, start, small)
+        x_NCIJK.narrow(1, 0, channels).add_(center)
+        return x_NCIJK

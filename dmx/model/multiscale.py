@@ -1,0 +1,116 @@
+"""The multi-scale network: parallel pathways at several resolutions, joined by a fully convolutional one.
+
+Kamnitsas et al. 2017, Efficient multi-scale 3D CNN with fully connected CRF for accurate brain lesion segmentation.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmx.config.model import ModelSection
+from dmx.errors import ModelError
+from dmx.geometry import SegmentPlan, Triple, triple
+from dmx.model.blocks import Block, Convolution
+from dmx.model.groups import LayerGroup
+from dmx.model.network import Network
+from dmx.model.norms import Compatibility, RollingBatchNorm
+from dmx.model.plan import plan_segment
+from dmx.model.spec import NetworkSpec, PathwaySpec
+from dmx.model.upsampling import upsample
+
+
+def run_blocks(blocks: Iterable[nn.Module], x_NCIJK: Tensor) -> Tensor:
+    """Run blocks one after the other; a residual one also gets the input of the block before."""
+    previous: Tensor | None = None
+    for block in blocks:
+        assert isinstance(block, Block)
+        result = block(x_NCIJK, previous if block.spec.residual else None)
+        previous, x_NCIJK = x_NCIJK, result
+    return x_NCIJK
+
+
+class Pathway(nn.ModuleDict):
+    """Blocks in a row, named ``block_1``, ``block_2``, …"""
+
+    def __init__(self, spec: PathwaySpec, section: ModelSection, compatibility: Compatibility) -> None:
+        layers = [layer for layer in spec.layers if not layer.is_head]
+        super().__init__({f"block_{layer.position}": Block(layer, section, compatibility) for layer in layers})
+
+    def forward(self, x_NCIJK: Tensor) -> Tensor:
+        """Return the features of the last block."""
+        return run_blocks(self.values(), x_NCIJK)
+
+
+class MultiScaleNet(Network):
+    """Network of parallel pathways.
+
+    The names in its state dict are a contract: ``normal.block_1.conv.weight``, ``subsampled_1.block_2.norm.weight``,
+    ``fc.block_1.activation.weight``, ``head.conv.bias``, ….
+
+    Args:
+        spec: All layers.
+        section: Settings that all layers share.
+        compatibility: ``deepmedic`` computes exactly what DeepMedic v0.8.4 does.
+    """
+
+    def __init__(self, spec: NetworkSpec, section: ModelSection, *, compatibility: Compatibility = "none") -> None:
+        super().__init__()
+        self.spec = spec
+        self.compatibility = compatibility
+        self.upsampling = section.upsampling
+        self.subsampled_names = [pathway.name for pathway in spec.subsampled]
+        for pathway in (*spec.parallel, spec.fc):
+            self.add_module(pathway.name, Pathway(pathway, section, compatibility))
+        self.head = Block(spec.fc.layers[-1], section, compatibility)
+
+    def forward(self, patches: Sequence[Tensor]) -> Tensor:
+        """Return class scores [N, classes, I, J, K] from one tensor [N, C, I, J, K] per pathway, `normal` first.
+
+        Any size is allowed that keeps to a plan of :meth:`segment_plan`.
+        """
+        if len(patches) != 1 + len(self.subsampled_names):
+            raise ModelError(
+                f"This network reads {1 + len(self.subsampled_names)} patches of a segment, got {len(patches)}."
+            )
+        features = [self.get_submodule("normal")(patches[0])]
+        _, _, i, j, k = features[0].shape
+        for pathway, patch in zip(self.spec.subsampled, patches[1:], strict=True):
+            coarse = self.get_submodule(pathway.name)(patch)
+            features.append(upsample(coarse, pathway.factor, (i, j, k), self.upsampling))
+        joined = torch.cat(features, dim=1) if len(features) > 1 else features[0]
+        fc = self.get_submodule("fc")
+        return run_blocks([*fc.children(), self.head], joined)
+
+    def segment_plan(self, segment: Triple) -> SegmentPlan:
+        """Return what the pathways read of a segment; see :func:`dmx.model.plan.plan_segment`."""
+        return plan_segment(self.spec, triple(segment), upsampling=self.upsampling, compatibility=self.compatibility)
+
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        """Return the layers: ``normal``, ``subsampled_1``, …, ``fc``, the head last."""
+        groups = []
+        for pathway in (*self.spec.parallel, self.spec.fc):
+            for layer in pathway.layers:
+                block = self.get_submodule(layer.name)
+                groups.append(
+                    LayerGroup(
+                        pathway=layer.pathway,
+                        position=layer.position,
+                        depth=layer.depth,
+                        name=layer.name,
+                        modules=(block,),
+                        is_head=layer.is_head,
+                        parameters=dict(block.named_parameters(prefix=layer.name)),
+                    )
+                )
+        return tuple(groups)
+
+    def kernel_parameters(self) -> list[nn.Parameter]:
+        """Return the weights of all convolutions, the head's included."""
+        return [module.weight for module in self.modules() if isinstance(module, Convolution)]
+
+    def after_step(self) -> None:
+        """Let the ring buffers of rolling statistics move on."""
+        for module in self.modules():
+            if isinstance(module, RollingBatchNorm):
+                module.after_step()
