@@ -62,6 +62,12 @@ class NormalizeSection:
     def __post_init__(self) -> None:
         if (self.method == "window") != (self.window is not None):
             raise ValueError("window must be given with method 'window' and only with it")
+        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
+            if pair is not None and not pair[0] < pair[1]:
+                raise ValueError(f"{name} must be a lower and a higher number, got {list(pair)}")
+        if self.percentiles is not None:
+            between("percentiles", self.percentiles[0], 0.0, 100.0)
+            between("percentiles", self.percentiles[1], 0.0, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,195 @@
+"""The contract between scans and network: everything that decides what the network sees."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dmx.cohort.case import Case
+from dmx.cohort.volume import orientation, read_grid
+from dmx.config.sections import CohortSection, NormalizeSection, PreprocessSection
+from dmx.errors import CheckpointError, CohortError, ConfigError, suggest
+from dmx.geometry import Triple, triple
+from dmx.preprocess.orient import axes_and_flips
+
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """Everything that decides what the network sees; kept in checkpoints, so that new scans go the same way.
+
+    Attributes:
+        channels: Channels in the network's order.
+        classes: Names of the classes, background first.
+        labels: Label in the file: class index; others stay as they are.
+        fill: Channel: value after normalization that stands for it in cases that lack it.
+        preprocess: The settings.
+        spacing: Voxel size in mm that scans are resampled to, in the axes of ``preprocess.orientation``; ``None``: each
+            case keeps its own.
+        pad_before: Voxels of reflection before each axis, added before normalization (compatibility mode).
+        pad_after: The same after each axis.
+        compatibility: ``deepmedic`` measures normalization in the whole image where a case has no roi.
+    """
+
+    channels: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: Mapping[int, int] = field(default_factory=dict)
+    fill: Mapping[str, float] = field(default_factory=dict)
+    preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    spacing: Spacing | None = None
+    pad_before: Triple = (0, 0, 0)
+    pad_after: Triple = (0, 0, 0)
+    compatibility: Literal["none", "deepmedic"] = "none"
+
+    def __post_init__(self) -> None:
+        for what, names in (("fill", self.fill), ("normalize.channels", self.preprocess.normalize.channels)):
+            for name in names:
+                if name not in self.channels:
+                    raise ConfigError(
+                        f"{what} names the channel '{name}', the network gets {list(self.channels)}."
+                        f"{suggest(name, self.channels)}"
+                    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = asdict(self)
+        values["labels"] = {str(label): index for label, index in sorted(self.labels.items())}
+        return _plain(values)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Contract":
+        """Return the contract that :meth:`as_dict` described.
+
+        Raises:
+            CheckpointError: A value is missing, unknown or of the wrong kind.
+        """
+        _known(values, cls)
+        try:
+            return cls(
+                channels=tuple(values["channels"]),
+                classes=tuple(values["classes"]),
+                labels={int(label): int(index) for label, index in values["labels"].items()},
+                fill={name: float(value) for name, value in values["fill"].items()},
+                preprocess=_preprocess(values["preprocess"]),
+                spacing=None if values["spacing"] is None else _spacing(values["spacing"]),
+                pad_before=triple(values["pad_before"]),
+                pad_after=triple(values["pad_after"]),
+                compatibility=values["compatibility"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"the preprocessing contract cannot be read: {error!r}.") from error
+
+    def key(self) -> str:
+        """Return a hash of everything in it, 32 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def _known(values: Mapping[str, Any], section: type) -> None:
+    allowed = [entry.name for entry in fields(section)]
+    unknown = [name for name in values if name not in allowed]
+    if unknown:
+        raise CheckpointError(
+            f"the preprocessing contract has the unknown key '{unknown[0]}', allowed are {allowed}. A newer version of "
+            "dmx may have written it."
+        )
+
+
+def _spacing(values: Sequence[float]) -> Spacing:
+    x, y, z = values
+    return (float(x), float(y), float(z))
+
+
+def _preprocess(values: Mapping[str, Any]) -> PreprocessSection:
+    _known(values, PreprocessSection)
+    _known(values["normalize"], NormalizeSection)
+    normalize: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values["normalize"].items()
+    }
+    spacing = values["spacing"]
+    return PreprocessSection(
+        **{
+            **values,
+            "spacing": spacing if isinstance(spacing, str) else _spacing(spacing),
+            "normalize": NormalizeSection(**normalize),
+        }
+    )
+
+
+def resolve_contract(
+    section: CohortSection,
+    preprocess: PreprocessSection,
+    *,
+    cases: Sequence[Case],
+    channels: Sequence[str],
+    classes: Sequence[str],
+    compatibility: Literal["none", "deepmedic"] = "none",
+) -> Contract:
+    """Return the contract of an experiment, without padding; ``median`` becomes a voxel size.
+
+    Args:
+        section: The experiment's cohort section; its channels and classes win where it names any.
+        preprocess: The experiment's preprocessing.
+        cases: Training cases; only their headers are read, and only for the median.
+        channels: Channels of the cohort.
+        classes: Classes of the cohort.
+        compatibility: As in the experiment.
+    """
+    chosen = tuple(section.channels) or tuple(channels)
+    spacing = preprocess.spacing
+    if spacing == "median":
+        resolved: Spacing | None = median_spacing(cases, channels=chosen, orientation_=preprocess.orientation)
+    else:
+        resolved = None if isinstance(spacing, str) else spacing
+    return Contract(
+        channels=chosen,
+        classes=tuple(section.classes) or tuple(classes),
+        labels=dict(section.labels),
+        fill=dict(section.fill),
+        preprocess=preprocess,
+        spacing=resolved,
+        compatibility=compatibility,
+    )
+
+
+def median_spacing(
+    cases: Sequence[Case], *, channels: Sequence[str], orientation_: Literal["RAS", "native"] = "RAS"
+) -> Spacing:
+    """Return the median voxel size in mm per axis, from the header of each case's first channel.
+
+    Raises:
+        CohortError: There is no case.
+    """
+    if not cases:
+        raise CohortError("The median voxel size needs a training case, got none.")
+    sizes = []
+    for case in cases:
+        grid = read_grid(first_channel(case, channels))
+        axes, _ = axes_and_flips(orientation(grid.affine), orientation_)
+        sizes.append([grid.spacing[axis] for axis in axes])
+    # Rounded: header sizes are float32, and a median that differs in the ninth digit would prepare all cases anew.
+    x, y, z = np.median(np.array(sizes), axis=0).round(5).tolist()
+    return (x, y, z)
+
+
+def first_channel(case: Case, channels: Sequence[str]) -> Path:
+    """Return the file of the first channel that the case has, which stands for the case's grid.
+
+    Raises:
+        CohortError: The case has none of the channels.
+    """
+    for name in channels:
+        path = case.channels.get(name)
+        if path is not None:
+            return path
+    raise CohortError(f"case '{case.name}' must have at least one of the channels {list(channels)}, it has none.")

@@ -1,0 +1,165 @@
+"""One case, from its files to the arrays that the network sees."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmx.cohort.case import Case
+from dmx.cohort.grid import NiftiGrid
+from dmx.cohort.volume import read_grid, read_volume
+from dmx.errors import CohortError
+from dmx.preprocess.contract import Contract, first_channel
+from dmx.preprocess.native import Geometry, cropped, forward, plan_geometry
+from dmx.preprocess.normalize import normalize_channel
+from dmx.preprocess.region import Region, bounding_box, foreground
+
+__all__ = ["PreparedCase", "preprocess_case"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """What the network sees of a case.
+
+    Attributes:
+        name: The case's name.
+        channels: float32 [C, I, J, K].
+        labels: Class indices [I, J, K], uint8 or int16; ``None`` without a label map.
+        roi: 0 or 1, uint8 [I, J, K]; ``None`` without one.
+        weight_maps: Sampling weights by name, float32 [I, J, K].
+        geometry: The way back to the scan's grid.
+    """
+
+    name: str
+    channels: NDArray[np.float32]
+    labels: NDArray[Any] | None
+    roi: NDArray[np.uint8] | None
+    weight_maps: Mapping[str, NDArray[np.float32]]
+    geometry: Geometry
+
+
+def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
+    """Read a case and prepare it: turn, resample, crop, pad, normalize.
+
+    Raises:
+        CohortError: A file cannot be used, or there is nothing to measure or to crop to; the message names the case.
+    """
+    reader = _Reader(case, read_grid(first_channel(case, contract.channels)))
+    images = {name: reader.channel(name, contract) for name in contract.channels}
+    roi = None if case.roi is None else _binary(reader.read("roi", case.roi))
+    settings = contract.preprocess
+    box_around, measured_in = _regions(case, contract, images, roi)
+    geometry = plan_geometry(reader.grid, settings.orientation, contract.spacing)
+    if box_around is not None:
+        geometry = _crop(case, box_around, geometry, settings.crop_margin)
+    geometry = replace(geometry, pad_before=contract.pad_before, pad_after=contract.pad_after)
+    if measured_in is None:
+        measured = np.ones(geometry.shape, dtype=np.bool_)
+    else:
+        measured = forward(measured_in, geometry, kind="labels")
+    channels = np.empty((len(contract.channels), *geometry.shape), dtype=np.float32)
+    for index, (name, image) in enumerate(images.items()):
+        if image is None:
+            channels[index] = contract.fill[name]
+            continue
+        placed = forward(image, geometry, kind="spline")
+        channels[index] = normalize_channel(placed, measured, settings.normalize, case=case.name, channel=name)
+    return PreparedCase(
+        name=case.name,
+        channels=channels,
+        labels=None if case.label_map is None else _labels(reader, case.label_map, contract, geometry),
+        roi=None if roi is None else forward(roi, geometry, kind="labels").astype(np.uint8),
+        weight_maps={name: _weights(reader, name, path, geometry) for name, path in case.weight_maps.items()},
+        geometry=geometry,
+    )
+
+
+class _Reader:
+    """Reads the files of one case, all on one grid."""
+
+    def __init__(self, case: Case, grid: NiftiGrid) -> None:
+        self.case = case
+        self.grid = grid
+
+    def read(self, what: str, path: Path) -> NDArray[Any]:
+        """Return a file's array; its shape must be that of the first channel, its values finite."""
+        array = read_volume(path).array
+        if array.shape != self.grid.shape:
+            raise CohortError(
+                f"case '{self.case.name}', {what}: '{path}' must have the shape {self.grid.shape} of the "
+                f"case's first channel, got {array.shape}."
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise CohortError(f"case '{self.case.name}', {what}: '{path}' has {bad} voxels that are NaN or infinite.")
+        return array
+
+    def channel(self, name: str, contract: Contract) -> NDArray[Any] | None:
+        """Return a channel's array, or ``None`` for one that the contract fills."""
+        path = self.case.channels.get(name)
+        if path is not None:
+            return self.read(f"channel '{name}'", path)
+        if name not in contract.fill:
+            raise CohortError(
+                f"case '{self.case.name}' lacks the channel '{name}'. Give cohort.fill a value for it, or leave the "
+                "case out."
+            )
+        return None
+
+
+def _binary(array: NDArray[Any]) -> Region:
+    region: Region = np.rint(array) > 0
+    return region
+
+
+def _regions(
+    case: Case, contract: Contract, images: Mapping[str, NDArray[Any] | None], roi: Region | None
+) -> tuple[Region | None, Region | None]:
+    """Return, on the scan's grid, what to crop to (``None``: no crop) and where to measure (``None``: everywhere)."""
+    if roi is not None and not roi.any():
+        raise CohortError(f"case '{case.name}': the roi '{case.roi}' is empty.")
+    crop, wanted = contract.preprocess.crop_to_roi, contract.preprocess.normalize.region
+    if wanted == "roi" and roi is None:
+        wanted = "image" if contract.compatibility == "deepmedic" else "foreground"
+    computed = None
+    if wanted == "foreground" or (crop and roi is None):
+        computed = foreground([image for image in images.values() if image is not None])
+    measured = {"roi": roi, "foreground": computed, "image": None}[wanted]
+    return (roi if roi is not None else computed) if crop else None, measured
+
+
+def _crop(case: Case, region: Region, geometry: Geometry, margin: int) -> Geometry:
+    box = bounding_box(forward(region, geometry, kind="labels"), margin)
+    if box is None:
+        raise CohortError(
+            f"case '{case.name}': nothing is left of its roi at the voxel size {geometry.spacing}. Use a smaller "
+            "preprocess.spacing."
+        )
+    return cropped(geometry, *box)
+
+
+def _labels(reader: _Reader, path: Path, contract: Contract, geometry: Geometry) -> NDArray[Any]:
+    whole = np.rint(reader.read("label map", path)).astype(np.int64)
+    found = np.unique(whole)
+    indices = np.array([contract.labels.get(int(label), int(label)) for label in found])
+    wrong = found[(indices < 0) | (indices >= len(contract.classes))]
+    if wrong.size:
+        raise CohortError(
+            f"case '{reader.case.name}': '{path}' has the label {wrong[0]}, allowed are 0 to "
+            f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class in the manifest, or map the "
+            "label in cohort.labels."
+        )
+    dtype = np.uint8 if len(contract.classes) <= 256 else np.int16
+    return forward(indices[np.searchsorted(found, whole)].astype(dtype), geometry, kind="labels")
+
+
+def _weights(reader: _Reader, name: str, path: Path, geometry: Geometry) -> NDArray[np.float32]:
+    weights = reader.read(f"weight map '{name}'", path)
+    if weights.min() < 0:
+        raise CohortError(
+            f"case '{reader.case.name}': the weight map '{path}' must have values of at least 0, got {weights.min()}."
+        )
+    return forward(weights, geometry, kind="linear").astype(np.float32)
