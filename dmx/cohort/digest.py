@@ -1,0 +1,74 @@
+"""Content hashes of files and cohorts."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from dmx.cohort.cache import FactStore, default_cache_dir
+from dmx.cohort.case import Cohort
+from dmx.errors import CohortError
+
+_DIGEST_LENGTH = 32
+_THREADS = 4
+# A file that changed this recently can change again without a new time stamp.
+_SETTLED_NS = 2_000_000_000
+
+
+def file_sha256(path: str | Path, *, cache_dir: Path | None = None) -> str:
+    """Return the SHA-256 of a file, remembered by path, size and time of change.
+
+    Raises:
+        CohortError: The file cannot be read.
+    """
+    path = Path(path).absolute()
+    store = _store(cache_dir or default_cache_dir())
+    try:
+        status = path.stat()
+        key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        if (known := store.get(key.hexdigest())) is not None:
+            return str(known)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise CohortError(f"'{path}' cannot be read: {reason}.") from error
+    if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+        store.put(key.hexdigest(), digest)
+    return digest
+
+
+def files_sha256(paths: Iterable[Path], *, cache_dir: Path | None = None) -> dict[Path, str]:
+    """Return the SHA-256 of several files, read by a few threads.
+
+    Raises:
+        CohortError: A file cannot be read.
+    """
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(unique, pool.map(lambda path: file_sha256(path, cache_dir=cache_dir), unique), strict=True))
+
+
+def cohort_digest(cohort: Cohort, *, cache_dir: Path | None = None) -> str:
+    """Return a digest of 32 characters of what the cohort is: names, subjects, splits and the content of its files.
+
+    Neither the order of the rows nor the place of the files matters.
+
+    Raises:
+        CohortError: A file cannot be read.
+    """
+    hashes = files_sha256((path for case in cohort.cases for path in case.files().values()), cache_dir=cache_dir)
+    cases = sorted(
+        [case.name, case.subject, case.split, sorted((column, hashes[path]) for column, path in case.files().items())]
+        for case in cohort.cases
+    )
+    content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases])
+    return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+@cache
+def _store(folder: Path) -> FactStore:
+    return FactStore(folder / "file_sha256.jsonl")

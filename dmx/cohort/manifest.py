@@ -1,0 +1,268 @@
+"""The manifest: a CSV file with one row per case."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dmx.cohort.case import SPLITS, Case, Cohort
+from dmx.cohort.files import atomic_file
+from dmx.errors import CohortError, suggest
+
+MISSING = "-"
+_PLAIN_COLUMNS = ("case", "subject", "label_map", "roi", "split")
+_NOTES = ("cohort", "classes")
+_NAME = re.compile(r"[\w.\-]([\w.\- ]*[\w.\-])?")
+_MAX_NAME = 120
+
+
+def read_manifest(path: str | Path) -> Cohort:
+    """Read a manifest; the files it names are not opened.
+
+    Raises:
+        CohortError: The manifest cannot be used; the message names file, row and column.
+    """
+    path = Path(path).absolute()
+    notes, lines, first = _split_notes(path, _read_text(path))
+    rows = _rows(path, lines, first)
+    row, header = next(rows, (first, []))
+    columns = _columns(path, row, header)
+    channels = _suffixes(columns, "channel_")
+    cases: dict[str, Case] = {}
+    for row, cells in rows:
+        if len(cells) != len(columns):
+            raise _error(path, row, None, f"must have {len(columns)} cells like the header, got {len(cells)}")
+        case = _case(path, row, dict(zip(columns, cells, strict=True)))
+        if case.name in cases:
+            raise _error(path, row, "case", f"must be unique, got '{case.name}' a second time")
+        cases[case.name] = case
+    if not cases:
+        raise CohortError(f"Manifest '{path}' has no cases below its header.")
+    classes = check_classes(notes["classes"].split(","), f"Manifest '{path}'") if "classes" in notes else ()
+    name = notes.get("cohort") or path.stem
+    return Cohort(name=name, classes=classes, channels=channels, cases=tuple(cases.values()), manifest=path)
+
+
+def write_manifest(cohort: Cohort, path: str | Path) -> None:
+    """Write a manifest, complete or not at all, its paths relative to its folder.
+
+    Raises:
+        CohortError: A name cannot stand in a manifest, or the file cannot be written.
+    """
+    path = Path(path).absolute()
+    if not cohort.cases:
+        raise CohortError(f"Cohort '{cohort.name}' has no cases to write to '{path}'.")
+    weights = tuple(dict.fromkeys(name for case in cohort.cases for name in case.weight_maps))
+    columns = [
+        *("case", "subject"),
+        *(f"channel_{name}" for name in cohort.channels),
+        *("label_map", "roi"),
+        *(f"weight_{name}" for name in weights),
+        "split",
+    ]
+    text = io.StringIO()
+    text.write(f"# cohort: {_one_line(cohort.name)}\n")
+    if cohort.classes:
+        classes = check_classes(cohort.classes, f"Cohort '{cohort.name}'")
+        text.write(f"# classes: {', '.join(classes)}\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for case in cohort.cases:
+        writer.writerow(_cells(path, case))
+    try:
+        with atomic_file(path) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise CohortError(f"Manifest '{path}' cannot be written: {error.strerror or error}.") from error
+
+
+def check_classes(names: Sequence[str], owner: str) -> tuple[str, ...]:
+    """Return class names without blanks around them.
+
+    Raises:
+        CohortError: There are fewer than two, one comes twice, or one has characters that names must not have.
+    """
+    classes = tuple(name.strip() for name in names)
+    if len(classes) < 2:
+        raise CohortError(f"{owner} must name at least two classes, background first, got {list(classes)}.")
+    for index, name in enumerate(classes):
+        if problem := name_problem(name):
+            raise CohortError(f"{owner} has a class name that {problem}.")
+        if name in classes[:index]:
+            raise CohortError(f"{owner} has the class '{name}' twice.")
+    return classes
+
+
+def name_problem(name: str) -> str:
+    """Return what is wrong with the name of a channel, class or weight map, or an empty string.
+
+    These names become parts of file names and of metric keys.
+    """
+    if not name:
+        return "must not be empty"
+    if len(name) > _MAX_NAME:
+        return f"must have at most {_MAX_NAME} characters, got {len(name)}"
+    if not _NAME.fullmatch(name) or name.startswith("."):
+        return f"must consist of letters, digits, '_', '-', '.' and blanks inside, got {name!r}"
+    return ""
+
+
+def case_problem(name: str) -> str:
+    """Return what is wrong with the name of a case or subject, or an empty string: files are named after it."""
+    if not name:
+        return "must not be empty"
+    if len(name) > _MAX_NAME:
+        return f"must have at most {_MAX_NAME} characters, got {len(name)}"
+    if name[0] in ".#" or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
+        return (
+            f"must be fit for a file name (no '/', '\\\\', ':', '*', '?', quotes; not '.' or '#' first), got {name!r}"
+        )
+    return ""
+
+
+def _error(path: Path, row: int, column: str | None, problem: str) -> CohortError:
+    where = f", column '{column}'" if column else ""
+    return CohortError(f"Manifest '{path}', row {row}{where}: {problem}.")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        raise CohortError(f"Manifest '{path}' cannot be read: {reason}.") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = content[: error.start].count(b"\n") + 1
+        raise CohortError(
+            f"Manifest '{path}', row {row}: must be UTF-8 text; save the table as 'CSV UTF-8'."
+        ) from error
+    if "\0" in text:
+        raise CohortError(f"Manifest '{path}' must be CSV text, got binary data.")
+    return text
+
+
+def _split_notes(path: Path, text: str) -> tuple[dict[str, str], list[str], int]:
+    """Return the leading ``# key: value`` notes, the other lines, and the row of the first of these."""
+    lines = list(io.StringIO(text, newline=""))
+    notes: dict[str, str] = {}
+    for row, line in enumerate(lines, start=1):
+        if line.strip() and not line.startswith("#"):
+            return notes, lines[row - 1 :], row
+        key, colon, value = line.strip("# \t\r\n").partition(":")
+        key = key.strip().lower()
+        if not colon or " " in key:
+            continue
+        if key in notes:
+            raise _error(path, row, None, f"has '# {key}:' a second time")
+        if key in _NOTES:
+            notes[key] = value.strip()
+        elif near := suggest(key, _NOTES):
+            raise CohortError(f"Manifest '{path}', row {row}: there is no note '# {key}:'.{near}")
+    raise CohortError(f"Manifest '{path}' has no header: it must start with 'case,subject,channel_<name>,…'.")
+
+
+def _rows(path: Path, lines: Sequence[str], first: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield row number and stripped cells of each row that is neither empty nor a comment."""
+    reader = csv.reader(lines, strict=True)
+    row = first
+    try:
+        for cells in reader:
+            stripped = [cell.strip() for cell in cells]
+            if any(stripped) and not stripped[0].startswith("#"):
+                yield row, stripped
+            row = first + reader.line_num
+    except csv.Error as error:
+        raise _error(path, row, None, f"is not valid CSV ({error}); check its quotation marks") from error
+
+
+def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
+    if len(header) <= 1:
+        mark = next((name for char, name in ((";", "semicolons"), ("\t", "tabs")) if char in "".join(header)), "")
+        got = f", got {mark}" if mark else f", got {list(header)}"
+        raise _error(path, row, None, f"must be a header of columns separated by commas{got}")
+    for index, column in enumerate(header):
+        if column in header[:index]:
+            raise _error(path, row, column, "must be there only once")
+        kind, underscore, name = column.partition("_")
+        if underscore and kind in ("channel", "weight"):
+            if problem := name_problem(name):
+                raise _error(path, row, column, f"the name after '{kind}_' {problem}")
+        elif column not in _PLAIN_COLUMNS:
+            raise _unknown_column(path, row, column)
+    for column in ("case", "subject"):
+        if column not in header:
+            raise _error(path, row, None, f"must have a column '{column}', got {', '.join(header)}")
+    if not _suffixes(header, "channel_"):
+        raise _error(path, row, None, "must have at least one column 'channel_<name>'")
+    return tuple(header)
+
+
+def _unknown_column(path: Path, row: int, column: str) -> CohortError:
+    near = suggest(column, [*_PLAIN_COLUMNS, f"channel_{column}", f"weight_{column}"])
+    return _error(
+        path, row, column, f"is not a column of manifests ({', '.join(_PLAIN_COLUMNS)}, channel_…, weight_…).{near}"
+    )
+
+
+def _suffixes(columns: Sequence[str], prefix: str) -> tuple[str, ...]:
+    return tuple(column.removeprefix(prefix) for column in columns if column.startswith(prefix))
+
+
+def _case(path: Path, row: int, cells: Mapping[str, str]) -> Case:
+    for column in ("case", "subject"):
+        if problem := case_problem(cells[column]):
+            raise _error(path, row, column, problem)
+    split = cells.get("split", "")
+    if split not in SPLITS:
+        allowed = ", ".join(name for name in SPLITS if name)
+        raise _error(path, row, "split", f"must be one of {allowed} or empty, got '{split}'.{suggest(split, SPLITS)}")
+    files = {
+        column: None if text in ("", MISSING) else path.parent / text
+        for column, text in cells.items()
+        if column not in ("case", "subject", "split")
+    }
+    channels = {
+        column.removeprefix("channel_"): file for column, file in files.items() if column.startswith("channel_")
+    }
+    if not any(channels.values()):
+        raise _error(path, row, "channel_…", f"case '{cells['case']}' must have at least one channel")
+    weights = {column.removeprefix("weight_"): file for column, file in files.items() if column.startswith("weight_")}
+    return Case(
+        name=cells["case"],
+        subject=cells["subject"],
+        channels=channels,
+        label_map=files.get("label_map"),
+        roi=files.get("roi"),
+        weight_maps={name: file for name, file in weights.items() if file is not None},
+        split=split,
+    )
+
+
+def _cells(path: Path, case: Case) -> dict[str, str]:
+    for column, name in (("case", case.name), ("subject", case.subject)):
+        if problem := case_problem(name):
+            raise CohortError(f"Manifest '{path}', case '{case.name}': its {column} {problem}.")
+    files = {column: _relative(file, path.parent) for column, file in case.files().items()}
+    missing = {f"channel_{name}": MISSING for name, file in case.channels.items() if file is None}
+    return {"case": case.name, "subject": case.subject, **missing, **files, "split": case.split}
+
+
+def _relative(file: Path, folder: Path) -> str:
+    """Return the path from the folder; links to folders are followed, a link to the file itself is kept."""
+    try:
+        text = os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
+    except ValueError:  # another drive
+        text = str(file.absolute())
+    if text != text.strip() or "\n" in text:
+        raise CohortError(
+            f"'{file}' cannot stand in a manifest: its name begins or ends with blanks or has a line end."
+        )
+    return text.replace(os.sep, "/")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
