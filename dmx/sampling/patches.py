@@ -1,10 +1,9 @@
 """Cut the patches of a segment out of a volume, wherever the segment lies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dmx.errors import ModelError
 from dmx.geometry import PatchPlan, SegmentPlan, Triple, triple
@@ -32,11 +31,13 @@ def cut_patch(channels_CIJK: Tensor, start: Triple, patch: PatchPlan) -> Tensor:
     """Return one patch ``[C, *patch.shape]`` of the segment that begins at ``start``."""
     first = triple([s + o for s, o in zip(start, patch.offset, strict=True)])
     if patch.border == "deepmedic":
-        return _cut_deepmedic(channels_CIJK, first, patch)
-    size = triple([n * f for n, f in zip(patch.shape, patch.factor, strict=True)])
-    box = crop_edge(channels_CIJK, first, size)
-    reduced = block_mean(box, patch.factor) if patch.reduction == "mean" else box[strided(patch.factor)]
-    return reduced.to(torch.float32).contiguous()
+
+        def read(axes: Sequence[range]) -> Tensor:
+            return channels_CIJK[(slice(None), *(slice(v.start, v.stop, v.step) for v in axes))]
+
+        return cut_deepmedic(read, triple(channels_CIJK.shape[1:]), first, patch)
+    cut = mean_blocks if patch.reduction == "mean" else first_voxels
+    return cut(channels_CIJK, first, patch.shape, patch.factor).to(torch.float32).contiguous()
 
 
 def cut_labels(labels_IJK: Tensor, start: Triple, shape: Triple) -> Tensor:
@@ -44,59 +45,103 @@ def cut_labels(labels_IJK: Tensor, start: Triple, shape: Triple) -> Tensor:
     block = torch.full(shape, IGNORED, dtype=torch.int64, device=labels_IJK.device)
     source, target = [], []
     for low, size, length in zip(start, shape, labels_IJK.shape, strict=True):
-        inner = slice(max(low, 0), max(min(low + size, length), 0))
-        source.append(inner)
-        target.append(slice(inner.start - low, max(inner.stop - low, inner.start - low)))
-    inside = labels_IJK[tuple(source)]
-    if inside.numel():
-        block[tuple(target)] = inside.to(torch.int64)
+        first, last = max(low, 0), min(low + size, length)
+        if first >= last:
+            return block
+        source.append(slice(first, last))
+        target.append(slice(first - low, last - low))
+    block[tuple(target)] = labels_IJK[tuple(source)].to(torch.int64)
     return block
 
 
-def crop_edge(volume_CIJK: Tensor, start: Triple, size: Triple) -> Tensor:
-    """Return a box of a volume whose outside repeats the nearest voxel; a view where the box lies inside.
-
-    >>> crop_edge(torch.arange(4.0).reshape(1, 1, 1, 4), (0, 0, -2), (1, 1, 4)).flatten().tolist()
-    [0.0, 0.0, 0.0, 1.0]
-    """
-    inner, padding = [slice(None)], []
-    for low, count, length in zip(start, size, volume_CIJK.shape[1:], strict=True):
-        first = min(max(low, 0), length - 1)
-        last = min(max(low + count, 1), length)
-        before = min(max(-low, 0), count - (last - first))
-        inner.append(slice(first, last))
-        padding.append((before, count - (last - first) - before))
-    box = volume_CIJK[tuple(inner)]
-    if not any(before or after for before, after in padding):
-        return box
-    # torch pads the last axis first.
-    flat = [side for pair in reversed(padding) for side in pair]
-    return functional.pad(box.unsqueeze(0), flat, mode="replicate").squeeze(0)
-
-
-def block_mean(box_CIJK: Tensor, factor: Sequence[int]) -> Tensor:
-    """Return the means of blocks of ``factor`` voxels.
+def mean_blocks(volume_CIJK: Tensor, first: Triple, count: Triple, factor: Triple) -> Tensor:
+    """Return the means of ``count`` blocks of ``factor`` voxels; the nearest voxel stands for those outside.
 
     One axis after the other, by sums of strided views: several times faster than pooling on a CPU, because the first
-    sums run over whole planes.
+    sums run over whole planes and nothing is padded.
 
-    >>> block_mean(torch.arange(4.0).reshape(1, 1, 1, 4), (1, 1, 2)).flatten().tolist()
-    [0.5, 2.5]
+    >>> mean_blocks(torch.arange(4.0).reshape(1, 1, 1, 4), (0, 0, -2), (1, 1, 3), (1, 1, 2)).flatten().tolist()
+    [0.0, 0.5, 2.5]
     """
-    mean = box_CIJK
-    for axis, step in enumerate(factor, start=1):
-        if step > 1:
-            first, second, *others = mean.unfold(axis, step, step).unbind(-1)
-            total = first + second
-            for other in others:
-                total += other
-            mean = total.div_(step)
-    return mean
+    inner, lows = [slice(None)], []
+    for low, number, step, length in zip(first, count, factor, volume_CIJK.shape[1:], strict=True):
+        begin = min(max(low, 0), length - 1)
+        inner.append(slice(begin, min(max(low + number * step, 1), length)))
+        lows.append(low - begin)
+    box = volume_CIJK[tuple(inner)]
+    for axis, (low, number, step) in enumerate(zip(lows, count, factor, strict=True), start=1):
+        box = _mean_axis(box, axis, low, number, step)
+    return box
 
 
-def strided(factor: Sequence[int]) -> tuple[slice, ...]:
-    """Return the index that takes the first voxel of each block from ``[C, I, J, K]``."""
-    return (slice(None), *(slice(None, None, step) for step in factor))
+def _mean_axis(box: Tensor, axis: int, low: int, count: int, step: int) -> Tensor:
+    """Average along one axis: whole blocks as views, those that leave the box from repeated planes."""
+    length = box.shape[axis]
+    begin = min(count, max(0, -(low // step)))
+    end = max(begin, min(count, (length - low) // step))
+    parts = []
+    for a, b, inside in ((0, begin, False), (begin, end, True), (end, count, False)):
+        if a == b:
+            continue
+        if inside:
+            planes = box.narrow(axis, low + a * step, (b - a) * step)
+        else:
+            index = torch.arange(low + a * step, low + b * step, device=box.device).clamp(0, length - 1)
+            planes = box.index_select(axis, index)
+        parts.append(_sum_blocks(planes, axis, step))
+    total = parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
+    return total if step == 1 else total / step
+
+
+def _sum_blocks(planes: Tensor, axis: int, step: int) -> Tensor:
+    if step == 1:
+        return planes
+    first, second, *others = planes.unfold(axis, step, step).unbind(-1)
+    total = first + second
+    for other in others:
+        total += other
+    return total
+
+
+def first_voxels(volume_CIJK: Tensor, first: Triple, count: Triple, factor: Triple) -> Tensor:
+    """Return every ``factor``-th voxel from ``first`` on; the nearest voxel stands for those outside.
+
+    >>> first_voxels(torch.arange(4.0).reshape(1, 1, 1, 4), (0, 0, -2), (1, 1, 3), (1, 1, 2)).flatten().tolist()
+    [0.0, 0.0, 2.0]
+    """
+    box = volume_CIJK
+    for axis, (low, number, step) in enumerate(zip(first, count, factor, strict=True), start=1):
+        index = torch.arange(low, low + number * step, step, device=box.device)
+        box = box.index_select(axis, index.clamp(0, box.shape[axis] - 1))
+    return box
+
+
+def cut_deepmedic(
+    read: Callable[[Sequence[range]], Tensor], lengths: Triple, first: Triple, patch: PatchPlan
+) -> Tensor:
+    """Cut as DeepMedic v0.8.4 does: every ``factor``-th voxel; the mean of the corners stands for the outside.
+
+    Args:
+        read: Returns the voxels ``[C, I, J, K]`` of the volume at the product of three ranges.
+        lengths: Size of the volume in voxels.
+        first: First voxel that the patch covers.
+        patch: Size, factor and reduction of the patch.
+    """
+    if patch.reduction != "stride":
+        raise ModelError(
+            f"Patch '{patch.name}' has border 'deepmedic' and reduction '{patch.reduction}'. "
+            "DeepMedic's border goes with reduction 'stride' only; use border 'edge' to average."
+        )
+    axes = [deepmedic_axis(*a) for a in zip(first, patch.shape, patch.factor, lengths, strict=True)]
+    inside = read([voxels for voxels, _ in axes]) if all(voxels for voxels, _ in axes) else None
+    if inside is not None and inside.shape[1:] == patch.shape:
+        return inside.to(torch.float32).contiguous()
+    corners = read([range(0, length, max(length - 1, 1)) for length in lengths])
+    filled = corners.to(torch.float32).mean(dim=(1, 2, 3), keepdim=True).expand(-1, *patch.shape).clone()
+    if inside is not None:
+        target = [slice(at, at + len(voxels)) for voxels, at in axes]
+        filled[(slice(None), *target)] = inside.to(torch.float32)
+    return filled
 
 
 def deepmedic_axis(first: int, count: int, factor: int, length: int) -> tuple[range, int]:
@@ -109,33 +154,3 @@ def deepmedic_axis(first: int, count: int, factor: int, length: int) -> tuple[ra
     """
     voxels = range(max(first, 0), max(min(first + count * factor, length), 0), factor)
     return voxels, (0 if first >= 0 else -first // factor)
-
-
-def corner_mean(corners_C222: Tensor) -> Tensor:
-    """Return the mean of each channel's eight corner voxels, ``[C, 1, 1, 1]``."""
-    return corners_C222.to(torch.float32).mean(dim=(1, 2, 3), keepdim=True)
-
-
-def _cut_deepmedic(channels_CIJK: Tensor, first: Triple, patch: PatchPlan) -> Tensor:
-    """Cut as DeepMedic v0.8.4 does: every ``factor``-th voxel; the mean of the corners stands for the outside."""
-    if patch.reduction != "stride":
-        raise ModelError(
-            f"Patch '{patch.name}' has border 'deepmedic' and reduction '{patch.reduction}'. "
-            "DeepMedic's border goes with reduction 'stride' only; use border 'edge' to average."
-        )
-    lengths = channels_CIJK.shape[1:]
-    axes = [deepmedic_axis(*a) for a in zip(first, patch.shape, patch.factor, lengths, strict=True)]
-    read = channels_CIJK[(slice(None), *(slice(v.start, v.stop, v.step) for v, _ in axes))]
-    if read.shape[1:] == patch.shape:
-        return read.to(torch.float32).contiguous()
-    corners = channels_CIJK[(slice(None), *(slice(None, None, max(n - 1, 1)) for n in lengths))]
-    return place(read, corner_mean(corners), [low for _, low in axes], patch.shape)
-
-
-def place(read_CIJK: Tensor, fill_C111: Tensor, low: Sequence[int], shape: Triple) -> Tensor:
-    """Return a patch of ``shape`` that holds what was read from ``low`` on and the fill elsewhere."""
-    patch = fill_C111.expand(-1, *shape).clone()
-    if read_CIJK.numel():
-        target = [slice(at, at + n) for at, n in zip(low, read_CIJK.shape[1:], strict=True)]
-        patch[(slice(None), *target)] = read_CIJK.to(torch.float32)
-    return patch
