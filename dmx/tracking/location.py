@@ -1,0 +1,116 @@
+"""Where runs are kept: the project's root, the address of the store, and its links."""
+
+import json
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote, urlparse
+
+from dmx.errors import RunError
+from dmx.tracking.embedded import database_path
+
+_VIEW = "workflowType=machine_learning&viewStateShareKey=dmx"
+_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s@]*)@")
+
+
+def project_root(start: Path | None = None) -> Path:
+    """Return the nearest folder at or above ``start`` with ``mlruns/`` or ``pyproject.toml``, else ``start`` itself."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "mlruns").is_dir() or (folder / "pyproject.toml").is_file():
+            return folder
+    return here
+
+
+def embedded_uri(root: Path) -> str:
+    """Return the address of the project's own store."""
+    return f"sqlite:///{root / 'mlruns' / 'mlflow.db'}"
+
+
+def resolve_uri(uri: str | None, root: Path) -> str:
+    """Return the address that counts: the given one, else MLFLOW_TRACKING_URI, else the project's own store.
+
+    Raises:
+        RunError: The address is a folder, which MLflow no longer supports.
+    """
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or embedded_uri(root)
+    if "://" not in chosen or chosen.startswith("file:"):
+        raise RunError(
+            f"The run store must be a database or a server, got '{mask(chosen)}'. "
+            "Use sqlite:///PATH/mlflow.db, postgresql+psycopg2://…, http://… or leave the address out."
+        )
+    return chosen
+
+
+def is_server(uri: str) -> bool:
+    """Tell whether the address is one of an MLflow server."""
+    return uri.startswith(("http://", "https://"))
+
+
+def mask(text: str) -> str:
+    """Hide the password of every address in a text.
+
+    >>> mask("postgresql://anna:secret@db/mlflow is down")
+    'postgresql://anna:***@db/mlflow is down'
+    """
+    return _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
+
+
+def folder_name(experiment: str) -> str:
+    """Return a folder name for an experiment.
+
+    >>> folder_name("BRATS / tiny")
+    'BRATS-tiny'
+    """
+    return re.sub(r"[^\w.-]+", "-", experiment).strip("-.") or "experiment"
+
+
+def artifact_location(uri: str, experiment: str, taken: set[str]) -> str:
+    """Return where the artifacts of a new experiment go in a store that is opened directly: beside its database.
+
+    Raises:
+        RunError: The database is no file.
+    """
+    database = database_path(uri)
+    if database is None:
+        raise RunError(
+            f"The run store {mask(uri)} does not say where artifacts go. Reach it through an MLflow server, "
+            f"or create experiment '{experiment}' first with an artifact location that all machines reach."
+        )
+    base = folder_name(experiment)
+    names = (base, *(f"{base}-{number}" for number in range(2, len(taken) + 3)))
+    return next(place for name in names if (place := str(database.parent / "artifacts" / name)) not in taken)
+
+
+def check_route(uri: str, location: str) -> None:
+    """Require that artifacts are reached in the same way, directly or through a server, as the store.
+
+    Raises:
+        RunError: They are not.
+    """
+    if location.startswith("mlflow-artifacts:") and not is_server(uri):
+        raise RunError(
+            f"The artifacts at {location} belong to an experiment that was made through a server, and the run store "
+            f"was opened directly ({mask(uri)}). Set MLFLOW_TRACKING_URI to the server's http address."
+        )
+    if urlparse(location).scheme in ("", "file") and is_server(uri):
+        raise RunError(
+            f"The artifacts at {location} belong to an experiment that was made without a server, and the run store "
+            f"was reached through one ({mask(uri)}). Use the database's own address, or another experiment."
+        )
+
+
+def experiment_link(base: str, experiment_id: str) -> str:
+    """Return the page with the table of an experiment's runs, with the project's columns."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}?{_VIEW}"
+
+
+def run_link(base: str, experiment_id: str, run_id: str) -> str:
+    """Return the page of a run."""
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{_VIEW}"
+
+
+def compare_link(base: str, experiment_ids: list[str], run_ids: list[str]) -> str:
+    """Return the page that compares runs and preselects the params that differ."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, experiment_ids))
+    return f"{base.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{_VIEW}"

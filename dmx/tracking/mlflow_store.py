@@ -1,0 +1,362 @@
+"""The run store on MLflow, and the only module that imports it.
+
+Every call names its run: MLflow's fluent functions keep a global run and address, which an inherited variable or an
+unfinished run of the same process would capture.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlparse
+
+from dmx.errors import RunError
+from dmx.tracking import catalog
+from dmx.tracking.embedded import database_path, opening
+from dmx.tracking.location import artifact_location, check_route, is_server, mask, project_root, resolve_uri
+from dmx.tracking.sentences import one_sentence
+from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status
+from dmx.tracking.view_state import experiment_tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Experiment, Run
+    from PIL.Image import Image
+
+_ENVIRONMENT = {
+    # The defaults let one call to a dead server block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_METRICS_PER_CALL = 500
+_ENTRIES_PER_CALL = 90
+_PAGE = 1000
+
+
+def open_store(uri: str | None = None, root: Path | None = None) -> RunStore:
+    """Open the run store: the given address, else MLFLOW_TRACKING_URI, else the embedded one of the project.
+
+    Args:
+        uri: Address of a server or database.
+        root: Folder of the project; found from the working directory when it is not given.
+
+    Raises:
+        RunError: The address cannot be used or nothing answers there.
+    """
+    return MlflowStore(resolve_uri(uri, root or project_root()))
+
+
+def _client(uri: str) -> "MlflowClient":
+    """Import MLflow quietly, without telemetry and with short waits, and connect."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+class MlflowStore:
+    """Runs in MLflow."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._experiment_names: dict[str, str] = {}
+        self._artifact_uris: dict[str, str] = {}
+        database = database_path(uri)
+        if database is not None:
+            self._uri = f"sqlite:///{database}"
+        self._client = self._connect(database)
+
+    @one_sentence
+    def _connect(self, database: Path | None) -> "MlflowClient":
+        if database is None:
+            client = _client(self._uri)
+            client.search_experiments(max_results=1)
+            return client
+        with opening(database):
+            client = _client(self._uri)
+            client.search_experiments(max_results=1)
+        return client
+
+    @property
+    def uri(self) -> str:
+        """Return where the store is, without any password."""
+        return mask(self._uri)
+
+    @one_sentence
+    def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
+        """Create a run in an experiment, which is created when it is new."""
+        found = self._experiment(experiment)
+        return self._info(self._client.create_run(found.experiment_id, run_name=name, tags=dict(tags)))
+
+    def _experiment(self, name: str) -> "Experiment":
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                self._client.create_experiment(name, artifact_location=self._new_location(name))
+            except MlflowException as error:
+                # Another process was faster.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise RunError(
+                f"Experiment '{name}' is in the trash of the run store {self.uri}. "
+                "Restore it there, or choose another name with tracking.experiment."
+            )
+        check_route(self._uri, found.artifact_location)
+        for key, value in experiment_tags().items():
+            if found.tags.get(key) != value:
+                self._client.set_experiment_tag(found.experiment_id, key, value)
+        return found
+
+    def _new_location(self, experiment: str) -> str | None:
+        if is_server(self._uri):
+            # The server decides for itself.
+            return None
+        return artifact_location(
+            self._uri, experiment, {item.artifact_location for item in self._client.search_experiments()}
+        )
+
+    @one_sentence
+    def get_run(self, run_id: str) -> RunInfo:
+        """Return a run by its full id."""
+        return self._info(self._client.get_run(run_id))
+
+    def find_run(self, text: str) -> RunInfo:
+        """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names."""
+        return catalog.find_run(self, text)
+
+    @one_sentence
+    def list_runs(
+        self,
+        *,
+        experiment: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        prefix: str = "",
+        limit: int = 1000,
+    ) -> list[RunInfo]:
+        """Return the runs of this program, newest first; of all experiments when none is named."""
+        self._experiment_names.update({item.experiment_id: item.name for item in self._client.search_experiments()})
+        ids = [key for key, name in self._experiment_names.items() if experiment in (None, name)]
+        conditions = ["tags.`dmx.kind` != ''"]
+        if prefix:
+            conditions.append(f"attributes.run_id LIKE '{prefix}%'")
+        for key, value in (tags or {}).items():
+            quoted = value.replace("'", "")
+            conditions.append(f"tags.`{key}` = '{quoted}'")
+        runs: list[RunInfo] = []
+        token: str | None = None
+        while ids and len(runs) < limit:
+            page = self._client.search_runs(
+                ids,
+                " and ".join(conditions),
+                max_results=min(_PAGE, limit - len(runs)),
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            runs += [self._info(run) for run in page]
+            token = page.token
+            if not token:
+                break
+        return runs
+
+    @one_sentence
+    def metric_history(self, run_id: str, key: str) -> list[MetricPoint]:
+        """Return all points of a metric in the order of their steps."""
+        points = self._client.get_metric_history(run_id, key)
+        return sorted(
+            (MetricPoint(point.key, point.value, point.step, point.timestamp) for point in points),
+            key=lambda point: (point.step, point.timestamp),
+        )
+
+    @one_sentence
+    def local_artifacts(self, run_id: str) -> Path | None:
+        """Return the run's artifact folder when it is a folder of this machine."""
+        parsed = urlparse(self._artifacts(run_id))
+        return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+
+    @one_sentence
+    def list_artifacts(self, run_id: str, path: str = "") -> list[str]:
+        """Return the paths directly below ``path``."""
+        self._artifacts(run_id)
+        return [str(item.path) for item in self._client.list_artifacts(run_id, path or None)]
+
+    @one_sentence
+    def download(self, run_id: str, path: str, target: Path) -> Path:
+        """Copy an artifact (a file or a folder) below ``target`` and return where it is."""
+        self._artifacts(run_id)
+        target.mkdir(parents=True, exist_ok=True)
+        return Path(self._client.download_artifacts(run_id, path, str(target)))
+
+    @one_sentence
+    def set_status(self, run_id: str, status: Status) -> None:
+        """Set the status, with the end time when it is a final one."""
+        if status in ("RUNNING", "SCHEDULED"):
+            self._client.update_run(run_id, status=status)
+        else:
+            self._client.set_terminated(run_id, status)
+
+    @one_sentence
+    def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Add points of metrics, any number."""
+        from mlflow.entities import Metric
+
+        for first in range(0, len(points), _METRICS_PER_CALL):
+            part = points[first : first + _METRICS_PER_CALL]
+            self._client.log_batch(
+                run_id, metrics=[Metric(point.key, point.value, point.timestamp, point.step) for point in part]
+            )
+
+    @one_sentence
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Add params; a param that exists with another value raises ``StoreRefusedError``."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, value) for key, value in params.items()]
+        for first in range(0, len(entries), _ENTRIES_PER_CALL):
+            self._client.log_batch(run_id, params=entries[first : first + _ENTRIES_PER_CALL])
+
+    @one_sentence
+    def set_tags(self, run_id: str, tags: Mapping[str, str | None]) -> None:
+        """Set tags; ``None`` removes one."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, value) for key, value in tags.items() if value is not None]
+        for first in range(0, len(entries), _ENTRIES_PER_CALL):
+            self._client.log_batch(run_id, tags=entries[first : first + _ENTRIES_PER_CALL])
+        removed = [key for key, value in tags.items() if value is None]
+        present = self._client.get_run(run_id).data.tags if removed else {}
+        for key in removed:
+            if key in present:
+                self._client.delete_tag(run_id, key)
+
+    @one_sentence
+    def log_cohort(self, run_id: str, cohort: CohortInput) -> None:
+        """Add a cohort to the run's inputs."""
+        self._client.log_inputs(run_id, [_dataset_input(cohort)])
+
+    @one_sentence
+    def log_checkpoints(self, run_id: str, models: Sequence[CheckpointModel]) -> None:
+        """Let a model of the store's catalog stand for each checkpoint, with the validation metrics of its step."""
+        run = self._client.get_run(run_id)
+        new = [model for model in models if not self._models(run, model.path)]
+        keys = [key for key in run.data.metrics if key.startswith(("val/", "val_volume/"))] if new else []
+        histories = {key: self.metric_history(run_id, key) for key in keys}
+        for model in new:
+            points = [point for history in histories.values() for point in history if point.step == model.step]
+            self._log_checkpoint(run, model, points)
+
+    def _log_checkpoint(self, run: "Run", model: CheckpointModel, points: Sequence[MetricPoint]) -> None:
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        tags = {"dmx.checkpoint": model.path, "dmx.names": ", ".join(model.names), "mlflow.model.isExternal": "true"}
+        info = run.info
+        created = self._client.create_logged_model(
+            info.experiment_id, name=Path(model.path).name, source_run_id=info.run_id, tags=tags, model_type="dmx"
+        )
+        self._client.finalize_logged_model(created.model_id, "READY")
+        self._client.log_outputs(info.run_id, [LoggedModelOutput(created.model_id, model.step)])
+        # With the timestamps of the points that the run has, or the run would hold them twice.
+        metrics = [
+            Metric(point.key, point.value, point.timestamp, point.step, model_id=created.model_id, run_id=info.run_id)
+            for point in points
+        ]
+        if metrics:
+            self._client.log_batch(info.run_id, metrics=metrics)
+
+    def _models(self, run: "Run", path: str) -> list[str]:
+        """Return the models of the catalog that stand for a checkpoint of the run."""
+        found = self._client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{run.info.run_id}' and name = '{Path(path).name}'"
+        )
+        return [model.model_id for model in found]
+
+    @one_sentence
+    def upload(self, run_id: str, source: Path, folder: str = "") -> None:
+        """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
+        self._artifacts(run_id)
+        if source.is_dir():
+            self._client.log_artifacts(run_id, str(source), folder or None)
+        else:
+            self._client.log_artifact(run_id, str(source), folder or None)
+
+    @one_sentence
+    def log_image(self, run_id: str, image: "Image", *, key: str, point: tuple[int, int]) -> None:
+        """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
+        start = f"images/{key.replace('/', '~')}+step+{point[0]}+"
+        if not any(path.startswith(start) for path in self.list_artifacts(run_id, "images")):
+            self._client.log_image(run_id, image, key=key, step=point[0], timestamp=point[1])
+
+    @one_sentence
+    def delete_artifacts(self, run_id: str, path: str) -> None:
+        """Delete an artifact folder and the model that stands for it."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if any(item == path for item in self.list_artifacts(run_id, str(Path(path).parent))):
+            repository: Any = get_artifact_repository(self._artifacts(run_id), tracking_uri=self._uri)
+            repository.delete_artifacts(path)
+        for model_id in self._models(self._client.get_run(run_id), path):
+            self._client.delete_logged_model(model_id)
+
+    def _artifacts(self, run_id: str) -> str:
+        if run_id not in self._artifact_uris:
+            location = self._client.get_run(run_id).info.artifact_uri
+            check_route(self._uri, location)
+            self._artifact_uris[run_id] = location
+        return self._artifact_uris[run_id]
+
+    def _info(self, run: "Run") -> RunInfo:
+        experiment_id = run.info.experiment_id
+        if experiment_id not in self._experiment_names:
+            self._experiment_names[experiment_id] = self._client.get_experiment(experiment_id).name
+        return RunInfo(
+            id=run.info.run_id,
+            name=run.info.run_name or "",
+            experiment=self._experiment_names[experiment_id],
+            experiment_id=experiment_id,
+            status=cast(Any, run.info.status),
+            started=run.info.start_time,
+            ended=run.info.end_time,
+            artifact_uri=run.info.artifact_uri,
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+
+
+def _dataset_input(cohort: CohortInput) -> "DatasetInput":
+    """Return a cohort as MLflow's input of a run; MLflow's own kinds of dataset are tables."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.dataset import Dataset
+    from mlflow.entities import DatasetInput, InputTag
+
+    class CohortDataset(Dataset):
+        """A cohort of scans: name, digest, where its manifest lies, what it holds."""
+
+        def _compute_digest(self) -> str:
+            return cohort.digest
+
+        @property
+        def profile(self) -> dict[str, object]:
+            return dict(cohort.summary)
+
+        @property
+        def schema(self) -> None:
+            return None
+
+        def to_dict(self) -> dict[str, str]:
+            return {**super().to_dict(), "profile": json.dumps(self.profile)}
+
+    source = CodeDatasetSource({"manifest": cohort.source})
+    dataset = CohortDataset(source, name=cohort.name, digest=cohort.digest)
+    return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", cohort.context)])

@@ -1,0 +1,175 @@
+"""What the rest of the project sees of a run store: value objects, and protocols that know nothing of MLflow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from dmx.errors import RunError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED"]
+
+
+class StoreRefusedError(RunError):
+    """Report a call that the store understands and refuses, so that repeating it is of no use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """A run as the store knows it at one moment.
+
+    Attributes:
+        started: Milliseconds since 1970.
+        ended: Milliseconds since 1970; ``None`` before the first end. A resumed run keeps its old one until it ends.
+        artifact_uri: Root of the run's artifacts.
+        metrics: The last value of each metric.
+    """
+
+    id: str
+    name: str
+    experiment: str
+    experiment_id: str
+    status: Status
+    started: int
+    ended: int | None
+    artifact_uri: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Return train, evaluate, predict, …; empty for a run of another program."""
+        return self.tags.get("dmx.kind", "")
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    """One value of a metric.
+
+    Attributes:
+        step: Global optimizer step.
+        timestamp: Milliseconds since 1970; the same point sent twice with the same timestamp is stored once.
+    """
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortInput:
+    """A cohort as the input of a run.
+
+    Attributes:
+        digest: Content hash of at most 36 characters.
+        context: ``training``, ``validation`` or ``evaluation``.
+        source: Where it lies: the manifest, relative to the project.
+        summary: Numbers of cases and subjects, channels, classes.
+    """
+
+    name: str
+    digest: str
+    context: str
+    source: str
+    summary: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointModel:
+    """A kept checkpoint as the store's model catalog shows it.
+
+    Attributes:
+        path: Path of the checkpoint below the run's artifacts; also identifies the model within the run.
+        step: Global optimizer step.
+        names: ``best``, ``last``, ``epoch=4``, …
+    """
+
+    path: str
+    step: int
+    names: tuple[str, ...] = ()
+
+
+class RunReader(Protocol):
+    """What can be asked of a store."""
+
+    @property
+    def uri(self) -> str:
+        """Return where the store is, without any password."""
+
+    def get_run(self, run_id: str) -> RunInfo:
+        """Return a run by its full id, or raise ``RunError``."""
+
+    def find_run(self, text: str) -> RunInfo:
+        """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names."""
+
+    def list_runs(
+        self,
+        *,
+        experiment: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        prefix: str = "",
+        limit: int = 1000,
+    ) -> list[RunInfo]:
+        """Return the runs of this program, newest first; of all experiments when none is named.
+
+        Args:
+            experiment: Name of an experiment.
+            tags: What the runs' tags must be.
+            prefix: How their ids must begin.
+            limit: Largest number of runs.
+        """
+
+    def metric_history(self, run_id: str, key: str) -> list[MetricPoint]:
+        """Return all points of a metric in the order of their steps."""
+
+    def local_artifacts(self, run_id: str) -> Path | None:
+        """Return the run's artifact folder when it is a folder of this machine."""
+
+    def list_artifacts(self, run_id: str, path: str = "") -> list[str]:
+        """Return the paths directly below ``path``."""
+
+    def download(self, run_id: str, path: str, target: Path) -> Path:
+        """Copy an artifact (a file or a folder) below ``target`` and return where it is."""
+
+
+class RunWriter(Protocol):
+    """What can be told to a store. Every call may be repeated without changing the result."""
+
+    def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
+        """Create a run in an experiment, which is created when it is new."""
+
+    def set_status(self, run_id: str, status: Status) -> None:
+        """Set the status, with the end time when it is a final one."""
+
+    def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Add points of metrics, any number."""
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Add params; a param that exists with another value raises ``RunError``."""
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str | None]) -> None:
+        """Set tags; ``None`` removes one."""
+
+    def log_cohort(self, run_id: str, cohort: CohortInput) -> None:
+        """Add a cohort to the run's inputs."""
+
+    def log_checkpoints(self, run_id: str, models: Sequence[CheckpointModel]) -> None:
+        """Let a model of the store's catalog stand for each checkpoint, with the validation metrics of its step."""
+
+    def upload(self, run_id: str, source: Path, folder: str = "") -> None:
+        """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
+
+    def log_image(self, run_id: str, image: "Image", *, key: str, point: tuple[int, int]) -> None:
+        """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
+
+    def delete_artifacts(self, run_id: str, path: str) -> None:
+        """Delete an artifact folder and the model that stands for it."""
+
+
+class RunStore(RunReader, RunWriter, Protocol):
+    """A place where runs are kept."""

@@ -1,0 +1,55 @@
+"""What the MLflow page of an experiment shows: the columns of the table of runs."""
+
+import functools
+import json
+
+COLUMNS = (
+    "metrics.`val_volume/dice`",
+    "metrics.`val/dice`",
+    "metrics.`evaluation/dice`",
+    "metrics.`train/loss`",
+    "tags.`dmx.kind`",
+    "params.`source.run`",
+    "params.`cohort`",
+    "params.`network`",
+    "params.`learning_rate`",
+    "params.`freeze.normal`",
+    "params.`freeze.fc`",
+)
+
+
+@functools.cache
+def experiment_tags() -> dict[str, str]:
+    """Return the tags of an experiment that bring its table of runs, with these columns, instead of an empty one."""
+    return {"mlflow.sharedViewState.dmx": view_state(), "mlflow.experimentKind": "custom_model_development"}
+
+
+def view_state() -> str:
+    """Return the state of the page as the JSON that MLflow 3.17 reads."""
+    state = {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(COLUMNS),
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+    return json.dumps(state)
