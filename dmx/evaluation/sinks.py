@@ -1,0 +1,99 @@
+"""Where the outputs of tiles go: a map of probabilities, or labels alone."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dmx.evaluation.layout import Tile
+from dmx.geometry import Triple
+
+
+class Sink(Protocol):
+    """Receives the class probabilities of tiles."""
+
+    def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
+        """Take the output block of one tile."""
+
+    def finish(self, roi: Tensor | None) -> Tensor:
+        """Return the volume, zero outside of the roi where one is given."""
+
+
+def _clipped(tile: Tile, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return where the block lies in the volume, and which part of the block that is."""
+    ends = [min(n, s + o) for n, s, o in zip(shape, tile.start, tile.plan.output_shape, strict=True)]
+    target = tuple(slice(s, end) for s, end in zip(tile.start, ends, strict=True))
+    return target, tuple(slice(0, end - s) for s, end in zip(tile.start, ends, strict=True))
+
+
+class ProbabilitySink:
+    """Hold probabilities [classes, I, J, K]; zero where no tile was.
+
+    Without weighting the later of two tiles wins. With weighting, overlapping tiles are averaged with a Gaussian that
+    falls from 1 in the middle of a tile to its border (deviation: an eighth of the tile), because what lies near the
+    border of a tile was predicted from less surrounding.
+
+    Args:
+        shape: Volume size.
+        weighted: Average overlapping tiles.
+        dtype: Type of the result; averages are taken in float32.
+        device: Where the result is held.
+    """
+
+    def __init__(self, shape: Triple, *, weighted: bool, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self._device = device
+        self._total = torch.zeros(shape, dtype=torch.float32, device=device) if weighted else None
+        self._held: Tensor | None = None
+
+    def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
+        """Take the output block of one tile."""
+        if self._held is None:
+            dtype = self._dtype if self._total is None else torch.float32
+            self._held = torch.zeros((len(probabilities_CIJK), *self._shape), dtype=dtype, device=self._device)
+        target, part = _clipped(tile, self._shape)
+        block = probabilities_CIJK[(slice(None), *part)].to(self._device)
+        if self._total is None:
+            self._held[(slice(None), *target)] = block.to(self._held.dtype)
+            return
+        weight = gaussian(tile.plan.output_shape, self._device)[part]
+        self._held[(slice(None), *target)] += block * weight
+        self._total[target] += weight
+
+    def finish(self, roi: Tensor | None) -> Tensor:
+        """Return the probabilities, zero outside of the roi where one is given."""
+        held = self._held
+        if held is None:
+            raise ValueError("No tile was added.")
+        if self._total is not None:
+            held /= self._total.clamp_min(torch.finfo(torch.float32).tiny)
+        if roi is not None:
+            held *= (roi != 0).to(held.device)
+        return held.to(self._dtype)
+
+
+class LabelSink:
+    """Hold the most probable class of each voxel only, one byte each; the later of two overlapping tiles wins."""
+
+    def __init__(self, shape: Triple, device: torch.device) -> None:
+        self._held = torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
+        """Take the output block of one tile."""
+        target, part = _clipped(tile, tuple(self._held.shape))  # type: ignore[arg-type]
+        self._held[target] = probabilities_CIJK[(slice(None), *part)].argmax(dim=0).to(self._held)
+
+    def finish(self, roi: Tensor | None) -> Tensor:
+        """Return the labels, background outside of the roi where one is given."""
+        return self._held if roi is None else self._held * (roi != 0).to(self._held.device)
+
+
+def gaussian(shape: Triple, device: torch.device) -> Tensor:
+    """Return the weights of a tile's voxels: 1 in the middle, at least 0.001 in the corners."""
+    weight = torch.ones((), device=device)
+    for axis, length in enumerate(shape):
+        distance = torch.arange(length, device=device, dtype=torch.float32) - (length - 1) / 2
+        profile = torch.exp(-0.5 * (distance / (length / 8)) ** 2)
+        weight = weight * profile.reshape([-1 if a == axis else 1 for a in range(3)])
+    return weight.clamp_min(1e-3)

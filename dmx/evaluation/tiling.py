@@ -1,0 +1,294 @@
+"""Predict whole volumes by tiles: only where the roi is, as large as memory allows, of any size."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from dmx.config.sections import PredictionSection
+from dmx.errors import ModelError
+from dmx.evaluation.features import FeatureMaps
+from dmx.evaluation.layout import Plans, Tile, fitted_tiles, grid_tiles, occupied, split_evenly
+from dmx.evaluation.memory import forward_bytes, free_bytes
+from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
+from dmx.geometry import SegmentPlan, Triple, triple
+from dmx.model.network import Network
+from dmx.sampling.patches import cut_patches
+
+Progress = Callable[[int, int], None]
+
+_LOG = logging.getLogger(__name__)
+_LARGEST_ON_CPU = 64**3
+"""Output voxels of a tile on a CPU: beyond it the margin saves little and the caches are left."""
+_SHARE = {"cpu": 0.5, "cuda": 0.7}
+"""Share of the free memory that a forward pass may take."""
+_KEEP_ON_DEVICE = 0.15
+"""Share of the free memory of an accelerator up to which a volume stays there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A network with what it takes to predict volumes.
+
+    Attributes:
+        network: Network with ``segment_plan``; it is put into evaluation mode while it predicts.
+        section: Tile, overlap, mirroring, batch size, precision.
+        device: Device of the network.
+        keep_outside: Leave what tiles gave outside of the roi instead of zeros (DeepMedic's DICE1 counts it).
+        dtype: Type of probability maps; float16 halves their memory.
+    """
+
+    network: Network
+    section: PredictionSection
+    device: torch.device
+    keep_outside: bool = False
+    dtype: torch.dtype = torch.float32
+
+    def probabilities(
+        self,
+        channels_CIJK: Tensor,
+        *,
+        roi: Tensor | None = None,
+        progress: Progress | None = None,
+        features: FeatureMaps | None = None,
+    ) -> Tensor:
+        """Return the probabilities [classes, I, J, K] of a volume.
+
+        In compatibility mode the volume comes padded by the network's margins, and the padding stays zero.
+
+        Args:
+            channels_CIJK: Channels of the volume, on any device; a memory map is read tile by tile.
+            roi: Region [I, J, K]; where it is 0 nothing is predicted and all probabilities are 0.
+            progress: Called with tiles done and tiles in all.
+            features: Feature maps to collect on the way.
+
+        Raises:
+            ModelError: The tile does not fit the network, or the smallest tile does not fit the memory.
+        """
+
+        def sink(device: torch.device) -> Sink:
+            weighted = self.section.overlap > 0
+            return ProbabilitySink(shape, weighted=weighted, dtype=self.dtype, device=device)
+
+        shape = triple(channels_CIJK.shape[1:])
+        return _Job(self, channels_CIJK, roi, sink, features).run(progress)
+
+    def labels(self, channels_CIJK: Tensor, *, roi: Tensor | None = None, progress: Progress | None = None) -> Tensor:
+        """Return the most probable class of each voxel, uint8 [I, J, K]; background outside of the roi.
+
+        Without overlap no probability map of the volume is ever held: one byte per voxel is all it takes.
+        """
+        if self.section.overlap > 0:
+            return self.probabilities(channels_CIJK, roi=roi, progress=progress).argmax(dim=0).to(torch.uint8)
+        shape = triple(channels_CIJK.shape[1:])
+        return _Job(self, channels_CIJK, roi, lambda device: LabelSink(shape, device), None).run(progress)
+
+
+def predict_volume(
+    network: Network,
+    channels_CIJK: Tensor,
+    *,
+    roi: Tensor | None = None,
+    section: PredictionSection,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return the probabilities [classes, I, J, K] of a volume; see :meth:`Predictor.probabilities`."""
+    predictor = Predictor(network=network, section=section, device=device)
+    return predictor.probabilities(channels_CIJK, roi=roi, progress=progress)
+
+
+class _Job:
+    """One volume's way through the network."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        channels_CIJK: Tensor,
+        roi: Tensor | None,
+        sink: Callable[[torch.device], Sink],
+        features: FeatureMaps | None,
+    ) -> None:
+        self._predictor = predictor
+        self._shape = triple(channels_CIJK.shape[1:])
+        _check_roi(roi, self._shape)
+        self._roi = roi
+        self._channels = self._held_near(channels_CIJK)
+        self._sink = sink
+        self._features = features
+        tile = predictor.section.tile
+        self._plans = Plans(predictor.network, None if tile == "auto" else triple(tile))
+
+    def run(self, progress: Progress | None) -> Tensor:
+        """Predict, with smaller tiles as often as memory runs out."""
+        predictor = self._predictor
+        plan = self._first_plan()
+        while True:
+            try:
+                with _evaluating(predictor.network), torch.inference_mode(), self._hooks():
+                    result = self._predict(plan, progress)
+                return result.clone() if result.is_inference() else result
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                smaller = self._halved(plan)
+                if smaller is None:
+                    raise ModelError(
+                        f"A tile of {plan.shape} voxels is the smallest that this network takes, and it does not fit "
+                        f"into the memory of {predictor.device}. Predict on another device, or with precision bf16."
+                    ) from error
+                _LOG.warning("Tiles of %s do not fit into memory; going on with %s.", plan.shape, smaller.shape)
+                plan = smaller
+            if predictor.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _predict(self, plan: SegmentPlan, progress: Progress | None) -> Tensor:
+        section = self._predictor.section
+        sink = self._sink(self._result_device())
+        tiles = self._layout(plan)
+        done = 0
+        for batch in _batches(tiles, section.batch_size):
+            for tile, block in zip(batch, self._forward(batch), strict=True):
+                sink.add(tile, block)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(tiles))
+        return sink.finish(None if self._predictor.keep_outside else self._roi)
+
+    def _forward(self, batch: Sequence[Tile]) -> Tensor:
+        """Return probabilities [N, classes, I, J, K] of tiles of one size, averaged over mirrored passes."""
+        cuts = [cut_patches(self._channels, tile.segment_start, tile.plan) for tile in batch]
+        patches = [torch.stack(together).to(self._predictor.device) for together in zip(*cuts, strict=True)]
+        total = self._class_probabilities(patches)
+        if self._features is not None:
+            self._features.collect(batch, self._shape)
+        mirrors = _mirrors(self._predictor.section.mirror)
+        for axes in mirrors:
+            flipped = self._class_probabilities([patch.flip(axes) for patch in patches])
+            total += flipped.flip(axes)
+        return total / (1 + len(mirrors)) if mirrors else total
+
+    def _class_probabilities(self, patches: Sequence[Tensor]) -> Tensor:
+        with _autocast(self._predictor.device, self._predictor.section.precision):
+            logits: Tensor = self._predictor.network(patches)
+        return logits.float().softmax(dim=1)
+
+    def _layout(self, plan: SegmentPlan) -> list[Tile]:
+        """Return the tiles; one at least, which tells the number of classes when the roi is empty."""
+        overlap = self._predictor.section.overlap
+        if self._plans.has_margin and not self._plans.inside:
+            tiles = fitted_tiles(self._shape, self._plans, plan.output_shape, roi=self._roi, overlap=overlap)
+        else:
+            tiles = grid_tiles(self._shape, self._plans, plan, roi=self._roi, overlap=overlap)
+        return list(tiles) or [Tile((0, 0, 0), plan)]
+
+    def _first_plan(self) -> SegmentPlan:
+        tile = self._predictor.section.tile
+        if tile == "auto":
+            return self._automatic()
+        size = triple(tile)
+        if self._plans.inside:
+            size = triple([min(n, length) for n, length in zip(size, self._shape, strict=True)])
+        return self._plans.of_segment(size)
+
+    def _automatic(self) -> SegmentPlan:
+        """Cut what the roi covers into as few equal blocks as memory (and speed on a CPU) allow."""
+        plans = self._plans
+        ranges = occupied(self._roi, (0, 0, 0), self._shape) or [(0, 1)] * 3
+        extent = triple([high - low for low, high in ranges])
+        if plans.inside:
+            margins = zip(self._shape, plans.margin_before, plans.margin_after, strict=True)
+            extent = triple([max(1, n - before - after) for n, before, after in margins])
+        parts = [1, 1, 1]
+        while True:
+            block = split_evenly(extent, triple(parts), plans.alignment)
+            plan = plans.covering(block)
+            splittable = [axis for axis in range(3) if block[axis] > plans.alignment[axis]]
+            if self._affordable(plan) or not splittable:
+                return plan
+            parts[max(splittable, key=lambda axis: block[axis])] += 1
+
+    def _affordable(self, plan: SegmentPlan) -> bool:
+        device, batch = self._predictor.device, self._predictor.section.batch_size
+        if device.type == "cpu" and self._plans.has_margin and math.prod(plan.output_shape) * batch > _LARGEST_ON_CPU:
+            return False
+        need = forward_bytes(self._predictor.network, plan, channels=len(self._channels), batch=batch)
+        return need <= _SHARE.get(device.type, 0.5) * free_bytes(device)
+
+    def _halved(self, plan: SegmentPlan) -> SegmentPlan | None:
+        """Return a plan with half of the longest axis, or None where the network takes nothing smaller."""
+        block = list(plan.output_shape)
+        axis = block.index(max(block))
+        block[axis] = -(-block[axis] // 2)
+        smaller = self._plans.covering(triple(block))
+        return smaller if math.prod(smaller.shape) < math.prod(plan.shape) else None
+
+    def _held_near(self, channels_CIJK: Tensor) -> Tensor:
+        """Move the volume to an accelerator with room for it, so that patches are cut there."""
+        device = self._predictor.device
+        if device.type == "cpu" or channels_CIJK.nbytes > _KEEP_ON_DEVICE * free_bytes(device):
+            return channels_CIJK
+        return channels_CIJK.to(device)
+
+    def _result_device(self) -> torch.device:
+        """Gather on the accelerator what takes little room there, so that no tile waits for a copy."""
+        return self._predictor.device if self._channels.device == self._predictor.device else torch.device("cpu")
+
+    def _hooks(self) -> AbstractContextManager[None]:
+        if self._features is None:
+            return nullcontext()
+        return self._features.watching(self._predictor.network)
+
+
+def _check_roi(roi: Tensor | None, shape: Triple) -> None:
+    if roi is not None and tuple(roi.shape) != shape:
+        raise ModelError(f"The roi has {tuple(roi.shape)} voxels and the channels have {shape}. Give both on one grid.")
+
+
+def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
+    """Yield up to ``size`` neighboring tiles of one segment size."""
+    batch: list[Tile] = []
+    for tile in tiles:
+        if batch and (len(batch) == size or batch[0].plan != tile.plan):
+            yield batch
+            batch = []
+        batch.append(tile)
+    yield batch
+
+
+def _mirrors(axes: Sequence[int]) -> list[list[int]]:
+    """Return the dimensions of [N, C, I, J, K] to flip, one list per mirrored pass.
+
+    >>> _mirrors((0, 2))
+    [[2], [4], [2, 4]]
+    """
+    chosen = sorted(set(axes))
+    return [[axis + 2 for axis in some] for n in range(1, len(chosen) + 1) for some in combinations(chosen, n)]
+
+
+def _autocast(device: torch.device, precision: str | None) -> AbstractContextManager[object]:
+    if precision in (None, "fp32"):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextmanager
+def _evaluating(network: Network) -> Iterator[None]:
+    """Put a network into evaluation mode, and every module back afterwards."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out; the CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
