@@ -1,0 +1,1 @@
+"""Cohorts that other tools describe, turned into ours."""
