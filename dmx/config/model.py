@@ -117,7 +117,7 @@ class ModelSection:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of a MONAI network; channels, classes and dimensions are filled in."""
     head: str | None = None
-    """Module that gives the class scores in a MONAI network, by name; empty: the last module that owns weights."""
+    """Module that gives the class scores in a MONAI network, by name; empty: the last kernel."""
     normal: PathwaySection = field(default_factory=PathwaySection)
     subsampled: tuple[SubsampledSection, ...] = (SubsampledSection(),)
     """Subsampled pathways; an empty list: none."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import skip_init
 
 from dmx.config.model import ModelSection, Padding
 from dmx.geometry import Triple
@@ -89,9 +88,10 @@ class Convolution(nn.Conv3d):
 def _convolution(channels: tuple[int, int], kernel: Triple, *, padding: Padding, bias: bool) -> Convolution:
     """Return a convolution whose weights are still to be drawn: the global random state stays as it is."""
     how = "same" if padding == "zero" else 0
-    conv: Convolution = skip_init(Convolution, *channels, kernel, padding=how, bias=bias)
+    with torch.device("meta"):
+        conv = Convolution(*channels, kernel, padding=how, bias=bias)
     conv.mirror = padding == "mirror"
-    return conv
+    return conv.to_empty(device="cpu")
 
 
 def _make_convolution(spec: LayerSpec) -> nn.Module:
@@ -135,7 +135,7 @@ class Block(nn.Module):
         return x_NCIJK if shortcut_NCIJK is None else self._add(x_NCIJK, shortcut_NCIJK)
 
     def _add(self, x_NCIJK: Tensor, shortcut_NCIJK: Tensor) -> Tensor:
-        """Add the center of the shortcut to the channels that both have (in place: the kernel needs its output no more)."""
+        """Add the center of the shortcut to the channels that both have, in place."""
         channels = min(x_NCIJK.shape[1], shortcut_NCIJK.shape[1])
         center = shortcut_NCIJK[:, :channels]
         for axis in range(2, 5):

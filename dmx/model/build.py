@@ -5,7 +5,7 @@ from dmx.errors import ModelError
 from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import Network
 from dmx.model.norms import Compatibility
-from dmx.model.spec import NetworkSpec, resolve
+from dmx.model.spec import NetworkSpec, resolve, size_text
 from dmx.model.weights import draw_kernels
 
 
@@ -25,13 +25,9 @@ def _require_deepmedic(section: ModelSection, spec: NetworkSpec) -> None:
     for pathway in spec.subsampled:
         if pathway.receptive_field != wanted:
             raise ModelError(
-                f"{pathway.name}.kernels must give the receptive field of the normal pathway, {_size(wanted)}, "
-                f"with compatibility 'deepmedic', got {_size(pathway.receptive_field)}."
+                f"{pathway.name}.kernels must give the receptive field of the normal pathway, {size_text(wanted)}, "
+                f"with compatibility 'deepmedic', got {size_text(pathway.receptive_field)}."
             )
-
-
-def _size(voxels: tuple[int, ...]) -> str:
-    return "×".join(map(str, voxels))
 
 
 def build_network(

@@ -4,6 +4,7 @@ Kamnitsas et al. 2017, Efficient multi-scale 3D CNN with fully connected CRF for
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def run_blocks(blocks: Iterable[nn.Module], x_NCIJK: Tensor) -> Tensor:
 
 
 class Pathway(nn.ModuleDict):
-    """Blocks in a row, named ``block_1``, ``block_2``, …"""
+    """A row of blocks, named ``block_1``, ``block_2`` and so on."""
 
     def __init__(self, spec: PathwaySpec, section: ModelSection, compatibility: Compatibility) -> None:
         layers = [layer for layer in spec.layers if not layer.is_head]
@@ -107,7 +108,7 @@ class MultiScaleNet(Network):
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of all convolutions, the head's included."""
-        return [module.weight for module in self.modules() if isinstance(module, Convolution)]
+        return [cast(nn.Parameter, module.weight) for module in self.modules() if isinstance(module, Convolution)]
 
     def after_step(self) -> None:
         """Let the ring buffers of rolling statistics move on."""

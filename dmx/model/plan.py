@@ -5,7 +5,7 @@ from typing import Literal
 from dmx.errors import ModelError
 from dmx.geometry import PatchPlan, SegmentPlan, Triple, triple
 from dmx.model.norms import Compatibility
-from dmx.model.spec import NetworkSpec, PathwaySpec
+from dmx.model.spec import NetworkSpec, PathwaySpec, size_text
 from dmx.model.upsampling import LINEAR_EXTRA
 
 
@@ -53,21 +53,22 @@ def plan_segment(
     """
     lost = triple([normal + fc for normal, fc in zip(spec.normal.shrinkage, spec.fc.shrinkage, strict=True)])
     if any(size <= shrink for size, shrink in zip(segment, lost, strict=True)):
-        smallest = "×".join(str(shrink + 1) for shrink in lost)
+        smallest = triple([shrink + 1 for shrink in lost])
         raise ModelError(
-            f"A segment of {'×'.join(map(str, segment))} voxels is too small for this network, "
-            f"which needs at least {smallest}. Use a larger segment or fewer layers."
+            f"A segment of {size_text(segment)} voxels is too small for this network, "
+            f"which needs at least {size_text(smallest)}. Use a larger segment or fewer layers."
         )
     joined = triple([size - shrink for size, shrink in zip(segment, spec.normal.shrinkage, strict=True)])
     extra = LINEAR_EXTRA if upsampling == "linear" else 0
     deepmedic = compatibility == "deepmedic"
-    patches = [PatchPlan("normal", segment, (1, 1, 1), (0, 0, 0))]
-    for pathway in spec.subsampled:
-        patches.append(_subsampled_patch(spec, pathway, joined, extra=extra, deepmedic=deepmedic))
+    normal = PatchPlan("normal", segment, (1, 1, 1), (0, 0, 0))
+    subsampled = [
+        _subsampled_patch(spec, pathway, joined, extra=extra, deepmedic=deepmedic) for pathway in spec.subsampled
+    ]
     return SegmentPlan(
         shape=segment,
         output_shape=triple([size - shrink for size, shrink in zip(segment, lost, strict=True)]),
         margin_before=triple([shrink // 2 for shrink in lost]),
         margin_after=triple([shrink - shrink // 2 for shrink in lost]),
-        patches=tuple(patches),
+        patches=(normal, *subsampled),
     )

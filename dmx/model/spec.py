@@ -80,6 +80,11 @@ class NetworkSpec:
         return (self.normal, *self.subsampled)
 
 
+def size_text(voxels: Sequence[int]) -> str:
+    """Return a size as words: ``(37, 37, 37)`` is 37x37x37."""
+    return "x".join(map(str, voxels))
+
+
 def _per_layer(field: str, value: Value | tuple[Value, ...], count: int) -> tuple[Value, ...]:
     """Return one value per layer from one for all or a list."""
     if not isinstance(value, tuple):
@@ -106,9 +111,9 @@ def _kernels(field: str, value: Kernel | tuple[Kernel, ...], count: int) -> tupl
                 f"Write one list of three numbers per layer, e.g. {[[entry] * 3 for entry in cast(Triple, value)]}."
             )
         value = (cast(Kernel, value),) * count
-    entries = _per_layer(field, value, count)
+    entries = _per_layer(field, cast(Kernel, value), count)
     for entry in entries:
-        if isinstance(entry, tuple) and len(entry) != 3 or min(triple(entry)) < 1:
+        if (isinstance(entry, tuple) and len(entry) != 3) or min(triple(entry)) < 1:
             raise ModelError(f"{field} must be at least 1 on each of three axes, got {_text(entry)}.")
     return tuple(triple(entry) for entry in entries)
 
@@ -141,7 +146,7 @@ def _parallel(name: str, section: PathwaySection, *, factor: Triple, num_channel
     _widths(f"{name}.widths", widths)
     count = len(widths)
     kernels = _kernels(f"{name}.kernels", section.kernels, count)
-    paddings = _per_layer(f"{name}.padding", section.padding, count)
+    paddings: tuple[Padding, ...] = _per_layer(f"{name}.padding", section.padding, count)
     rates = _rates(f"{name}.dropout", section.dropout, count)
     residual = _positions(f"{name}.residual", section.residual, lowest=2, highest=count)
     low_rank = _positions(f"{name}.low_rank", section.low_rank, lowest=1, highest=count)
@@ -173,7 +178,7 @@ def _fc(section: ModelSection, *, in_channels: int, first_depth: int, num_classe
     widths = (*fc.widths, num_classes)
     count = len(widths)
     kernels = _kernels("fc.kernels", fc.kernels, count)
-    paddings = _per_layer("fc.padding", fc.padding, count)
+    paddings: tuple[Padding, ...] = _per_layer("fc.padding", fc.padding, count)
     default = (0.5,) if count == 1 else (0.0, *(0.5,) * (count - 1))
     rates = _rates("fc.dropout", default if fc.dropout is None else fc.dropout, count)
     residual = _positions("fc.residual", fc.residual, lowest=2, highest=count)
