@@ -136,7 +136,7 @@ class CheckpointDue:
         metrics: Values of the epoch that has just ended; empty within an epoch.
     """
 
-    state: "TrainState"
+    state: "TrainState" = field(repr=False)
     position: Position
     names: tuple[str, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -167,13 +167,6 @@ class TrainingEnded:
 
 
 Event = (
-    TrainingStarted
-    | EpochStarted
-    | StepEnded
-    | ValidationEnded
-    | EpochEnded
-    | CheckpointDue
-    | Notice
-    | TrainingEnded
+    TrainingStarted | EpochStarted | StepEnded | ValidationEnded | EpochEnded | CheckpointDue | Notice | TrainingEnded
 )
 Listener = Callable[[Event], None]

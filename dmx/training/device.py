@@ -1,0 +1,108 @@
+"""The device that trains: find it, prepare it, and leave it as it was."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dmx.config.sections import TrainingSection
+from dmx.errors import ConfigError
+
+_GIB = 2.0**30
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigError: The name is none of these, or this machine has no such device.
+    """
+    count = torch.cuda.device_count() if name != "cpu" else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or not (index.isdigit() or name == "cuda"):
+        raise ConfigError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got '{name}'.")
+    if int(index or 0) >= count:
+        raise ConfigError(
+            f"device '{name}' is not on this machine, which has {count or 'no'} CUDA device{'s' * (count != 1)}. "
+            "Use 'auto' or 'cpu'."
+        )
+    return torch.device("cuda", int(index or 0))
+
+
+@contextmanager
+def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
+    """Set threads, deterministic algorithms and the random state for a training; restore all of it afterwards."""
+    cudnn = torch.backends.cudnn
+    # A module that torch replaces by an object, which the type checker does not see.
+    filling = cast(Any, torch.utils.deterministic)
+    before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        filling.fill_uninitialized_memory,
+        cudnn.deterministic,
+        cudnn.benchmark,
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    )
+    try:
+        if training.threads is not None:
+            torch.set_num_threads(training.threads)
+        if training.deterministic:
+            # cuBLAS reads it when the first matrix product runs.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(training.deterministic)
+        # Filling new memory is a debugging aid of the deterministic mode and costs bandwidth.
+        filling.fill_uninitialized_memory = False
+        cudnn.deterministic = training.deterministic
+        cudnn.benchmark = not training.deterministic
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
+        filling.fill_uninitialized_memory = before[3]
+        cudnn.deterministic, cudnn.benchmark = before[4], before[5]
+        if before[6] is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """Move a network to the device, in the wished memory layout."""
+    model.to(device)
+    if channels_last:
+        for parameter in model.parameters():
+            parameter.data = lay_out(parameter.data, channels_last=True)
+    return model
+
+
+def lay_out(tensor: Tensor, *, channels_last: bool) -> Tensor:
+    """Return a 5D tensor with its channels innermost in memory, if that is wished; others as they are."""
+    if channels_last and tensor.dim() == 5:
+        return tensor.contiguous(memory_format=torch.channels_last_3d)
+    return tensor
+
+
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Return the peak memory of the process, and of the GPU since the last call, in GiB."""
+    metrics = {"cpu/peak_memory_gib": _peak_memory() / _GIB}
+    if device.type == "cuda":
+        metrics["gpu/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
+        torch.cuda.reset_peak_memory_stats(device)
+    return metrics
+
+
+def _peak_memory() -> float:
+    """Return the largest resident size of this process in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return float(peak) if sys.platform == "darwin" else peak * 1024.0

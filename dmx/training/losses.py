@@ -1,0 +1,256 @@
+"""What is minimized: a weighted sum of losses, and penalties on the kernels.
+
+p is the softmax of the logits, y the one-hot truth, v a voxel with a label, N the number of these in the batch, C the
+number of classes. Voxels whose target is -1 are left out of every sum. Everything is computed in float32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dmx.config.optimization import LossSection, MonaiLoss, RegularizationSection
+from dmx.errors import ConfigError, suggest
+from dmx.training.settings import Compatibility
+
+EPSILON = 1e-5
+"""Added to numerator and denominator of the overlap losses, as in DeepMedic."""
+
+_SPACE = (0, 2, 3, 4)
+"""Axes of batch and space."""
+
+_CERTAIN = 30.0
+"""Logit that stands for certainty: exp(-30) is below the resolution of float32."""
+
+
+@dataclass(frozen=True)
+class LossValue:
+    """A loss with its parts.
+
+    Attributes:
+        total: The weighted sum, with its graph.
+        terms: Each part before its weight, without graph.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    compatibility: Compatibility = "none",
+) -> Tensor:
+    """Return ``-(1/N) Σ_v w(y_v) · log p(y_v)``.
+
+    DeepMedic takes ``log(p + 1e-6)``, which bounds the loss of a voxel by 13.8 and lets the gradient of a confident
+    error vanish; with ``compatibility="deepmedic"`` so does this function. Otherwise the logarithm is that of
+    log-softmax, without a constant. The sum is divided by N, not by the sum of the weights.
+
+    Args:
+        logits: ``[N, C, I, J, K]``.
+        target: ``[N, I, J, K]`` int64, -1 where there is no label.
+        weights: One weight per class.
+        label_smoothing: Share of the truth that is spread over all classes (Szegedy et al. 2016).
+        compatibility: Whose definition holds.
+    """
+    if compatibility == "deepmedic":
+        log_p = torch.log(torch.softmax(logits, dim=1) + 1e-6)
+    else:
+        log_p = functional.log_softmax(logits, dim=1)
+    valid = target >= 0
+    # Sums per class instead of torch's nll_loss, which is not deterministic on CUDA for volumes.
+    per_class = torch.where(_one_hot(target, logits.shape[1]), log_p, 0.0).sum(_SPACE)
+    if label_smoothing:
+        everywhere = torch.where(valid.unsqueeze(1), log_p, 0.0).sum(_SPACE)
+        per_class = (1.0 - label_smoothing) * per_class + label_smoothing / logits.shape[1] * everywhere
+    if weights is not None:
+        per_class = per_class * weights
+    return -per_class.sum() / valid.sum().clamp(min=1)
+
+
+def _one_hot(target: Tensor, num_classes: int) -> Tensor:
+    """Return bool ``[N, C, I, J, K]``, False for all classes where there is no label."""
+    classes = torch.arange(num_classes, device=target.device).view(1, -1, 1, 1, 1)
+    return target.unsqueeze(1) == classes
+
+
+def frequency_weights(target: Tensor, num_classes: int) -> Tensor:
+    """Return ``N / C / (count_c + 1e-6)`` per class: DeepMedic's inverse frequency in the batch."""
+    counts = _one_hot(target, num_classes).sum(_SPACE).float()
+    return counts.sum() / num_classes / (counts + 1e-6)
+
+
+def _overlap(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return per class Σ p·y, Σ p and Σ y over batch and space."""
+    truth = _one_hot(target, probabilities.shape[1])
+    both = torch.where(truth, probabilities, 0.0).sum(_SPACE)
+    predicted = torch.where((target >= 0).unsqueeze(1), probabilities, 0.0).sum(_SPACE)
+    return both, predicted, truth.sum(_SPACE).to(probabilities.dtype)
+
+
+def soft_iou(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Return ``1 - mean_c (Σ p·y + ε) / (Σ p·(1-y) + Σ y + ε)``, sums over batch and space.
+
+    Args:
+        probabilities: ``[N, C, I, J, K]``.
+        target: ``[N, I, J, K]`` int64, -1 where there is no label.
+    """
+    both, predicted, truth = _overlap(probabilities, target)
+    return 1.0 - ((both + EPSILON) / (predicted - both + truth + EPSILON)).mean()
+
+
+def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
+    """Return ``1 - mean_c (2 Σ p·y + ε) / (Σ p + Σ y + ε)``, sums over batch and space, all classes.
+
+    Args:
+        probabilities: ``[N, C, I, J, K]``.
+        target: ``[N, I, J, K]`` int64, -1 where there is no label.
+    """
+    both, predicted, truth = _overlap(probabilities, target)
+    return 1.0 - ((2.0 * both + EPSILON) / (predicted + truth + EPSILON)).mean()
+
+
+class Loss:
+    """The weighted sum of an experiment's losses, without the penalties on kernels.
+
+    Args:
+        section: Settings.
+        num_classes: Classes of the network.
+        compatibility: Whose definition of the cross-entropy holds.
+
+    Raises:
+        ConfigError: The settings do not fit each other or the classes, or MONAI lacks a named loss.
+    """
+
+    def __init__(self, section: LossSection, num_classes: int, *, compatibility: Compatibility = "none") -> None:
+        if not section.cross_entropy and (section.label_smoothing or section.class_weights != "none"):
+            raise ConfigError(
+                "losses.class_weights and losses.label_smoothing belong to the cross-entropy, but losses.cross_entropy "
+                "is 0."
+            )
+        if isinstance(section.class_weights, tuple) and len(section.class_weights) != num_classes:
+            raise ConfigError(
+                f"losses.class_weights must hold one number per class ({num_classes}), got "
+                f"{list(section.class_weights)}."
+            )
+        self.section = section
+        self.num_classes = num_classes
+        self.compatibility: Compatibility = compatibility
+        self._monai = [(loss, _monai_loss(loss)) for loss in section.monai]
+
+    def __call__(self, logits: Tensor, target: Tensor, *, epoch: float = 0.0) -> LossValue:
+        """Return the loss of a batch.
+
+        Args:
+            logits: ``[N, C, I, J, K]``.
+            target: ``[N, I, J, K]`` int64, -1 where there is no label.
+            epoch: Epochs done, for class weights that change.
+        """
+        section = self.section
+        parts: list[tuple[str, float, Tensor]] = []
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.float()
+            if section.cross_entropy:
+                value = cross_entropy(
+                    logits,
+                    target,
+                    weights=self.class_weights(target, epoch),
+                    label_smoothing=section.label_smoothing,
+                    compatibility=self.compatibility,
+                )
+                parts.append(("cross_entropy", section.cross_entropy, value))
+            if section.soft_iou or section.soft_dice:
+                probabilities = torch.softmax(logits, dim=1)
+                if section.soft_iou:
+                    parts.append(("soft_iou", section.soft_iou, soft_iou(probabilities, target)))
+                if section.soft_dice:
+                    parts.append(("soft_dice", section.soft_dice, soft_dice(probabilities, target)))
+            for loss, function in self._monai:
+                parts.append((loss.name, loss.weight, function(*_without_ignored(logits, target))))
+            total = torch.stack([weight * value for _, weight, value in parts]).sum()
+        return LossValue(total, {name: value.detach() for name, _, value in parts})
+
+    def class_weights(self, target: Tensor, epoch: float) -> Tensor | None:
+        """Return the weight of each class, or None when all are 1.
+
+        Between the two epochs e0 and e1 of ``class_weights_epochs`` they go back to 1:
+        ``w(e) = w + (clip(e, e0, e1) - e0) · (1 - w) / (e1 - e0)``.
+        """
+        chosen = self.section.class_weights
+        if chosen == "none":
+            return None
+        if isinstance(chosen, tuple):
+            weights = torch.tensor(chosen, dtype=torch.float32, device=target.device)
+        else:
+            weights = frequency_weights(target, self.num_classes)
+        if self.section.class_weights_epochs is None:
+            return weights
+        first, last = self.section.class_weights_epochs
+        share = float(epoch >= last) if last <= first else (min(max(epoch, first), last) - first) / (last - first)
+        return weights + share * (1.0 - weights)
+
+
+def _without_ignored(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and target ``[N, 1, I, J, K]`` in which ignored voxels are background, predicted with certainty."""
+    valid = (target >= 0).unsqueeze(1)
+    certain = torch.full((logits.shape[1],), -_CERTAIN, device=logits.device)
+    certain[0] = _CERTAIN
+    return torch.where(valid, logits, certain.view(1, -1, 1, 1, 1)), target.clamp(min=0).unsqueeze(1)
+
+
+def _monai_loss(loss: MonaiLoss) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build a loss of MONAI that takes logits and class indices."""
+    import inspect
+
+    import monai.losses
+
+    names = [name for name in dir(monai.losses) if name.endswith("Loss")]
+    if loss.name not in names:
+        raise ConfigError(f"losses.monai: MONAI has no loss '{loss.name}'.{suggest(loss.name, names)}")
+    factory = getattr(monai.losses, loss.name)
+    accepted = inspect.signature(factory).parameters
+    filled: dict[str, Any] = {name: True for name in ("to_onehot_y", "softmax", "use_softmax") if name in accepted}
+    try:
+        built: Callable[[Tensor, Tensor], Tensor] = factory(**{**filled, **loss.arguments})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"losses.monai: {loss.name} refuses its arguments {dict(loss.arguments)}: {error}") from error
+    return built
+
+
+@torch.no_grad()
+def add_penalties(kernels: Sequence[Tensor], section: RegularizationSection) -> dict[str, Tensor]:
+    """Add the gradient of ``l1 · Σ|W| + l2 · Σ W²`` to the kernels' gradients and return both sums.
+
+    It is written down (``l1 · sign(W) + 2 · l2 · W``) instead of going through autograd, which would keep a copy of
+    each kernel. Kernels without a gradient, such as frozen ones, count in the sums and are left alone.
+
+    Args:
+        kernels: Convolution and linear weights.
+        section: Weights of the penalties.
+
+    Returns:
+        ``l1`` and ``l2`` before their weights; those whose weight is 0 are left out.
+    """
+    terms: dict[str, Tensor] = {}
+    if not kernels:
+        return terms
+    tensors = [kernel.detach() for kernel in kernels]
+    learned = [(kernel.grad, kernel.detach()) for kernel in kernels if kernel.grad is not None]
+    grads = [grad for grad, _ in learned]
+    values = [value for _, value in learned]
+    if section.l1:
+        terms["l1"] = torch.stack(torch._foreach_norm(tensors, 1)).sum()
+        if grads:
+            torch._foreach_add_(grads, torch._foreach_sign(values), alpha=section.l1)
+    if section.l2:
+        terms["l2"] = torch.stack(torch._foreach_norm(tensors, 2)).square().sum()
+        if grads:
+            torch._foreach_add_(grads, values, alpha=2.0 * section.l2)
+    return terms

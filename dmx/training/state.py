@@ -1,0 +1,234 @@
+"""Everything that a training is, at any moment: saved and loaded, it goes on as if it had never stopped."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from dmx.errors import CheckpointError
+from dmx.training.average import MovingAverage
+from dmx.training.device import place, resolve_device
+from dmx.training.events import StepEnded
+from dmx.training.optimizers import Optimizer
+from dmx.training.position import Position
+from dmx.training.samples import SampleCounts
+from dmx.training.schedules import Schedule
+from dmx.training.settings import FitSettings
+
+Forward = Callable[[Sequence[Tensor]], Tensor]
+
+
+class Trainable(Protocol):
+    """What the core asks of a network besides being a module."""
+
+    def kernel_parameters(self) -> list[nn.Parameter]:
+        """Return the convolution and linear weights, on which penalties act."""
+
+    def after_step(self) -> None:
+        """Move on what changes once per step and is not learned."""
+
+
+def trainable(model: nn.Module) -> Trainable:
+    """Return the network as what the core asks of it."""
+    return cast(Trainable, model)
+
+
+@dataclass
+class Best:
+    """The best value so far of the metric that names the best checkpoint.
+
+    Attributes:
+        metric: Name of the metric; empty before the first value.
+        value: Its best value.
+        epoch: Epochs done when it was measured.
+    """
+
+    metric: str = ""
+    value: float | None = None
+    epoch: int = 0
+
+
+class EpochRecord:
+    """What has been added up in the running epoch.
+
+    Args:
+        classes: Names of the classes.
+        device: Device that trains.
+
+    Attributes:
+        sums: ``steps``, ``segments``, ``seconds``, ``sampling``, ``loss`` and ``loss/<term>``, summed over the steps.
+        counts: Voxel counts of the training segments.
+    """
+
+    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts = SampleCounts(classes, device)
+
+    def add_step(self, event: StepEnded) -> None:
+        """Add the values of a step."""
+        values = {
+            "steps": 1.0,
+            "segments": float(event.num_segments),
+            "seconds": event.seconds,
+            "sampling": event.sampling_seconds,
+            "loss": event.loss,
+            **{f"loss/{name}": value for name, value in event.terms.items()},
+        }
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means of the epoch: ``train/…``, ``time/…``, ``throughput/…``."""
+        sums = self.sums
+        terms = {name.partition("/")[2]: value for name, value in sums.items() if name.startswith("loss/")}
+        return {
+            "train/mean_loss": sums["loss"] / sums["steps"],
+            **{f"train/loss_{name}": value / sums["steps"] for name, value in terms.items()},
+            **self.counts.metrics("train"),
+            "throughput/segments_per_second": sums["segments"] / max(sums["seconds"], 1e-9),
+            "time/training": sums["seconds"],
+            "time/sampling": sums["sampling"],
+        }
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self.sums.clear()
+        self.counts.counts.zero_()
+        self.counts.totals.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums."""
+        return {"sums": dict(self.sums), "counts": self.counts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over sums."""
+        self.sums = dict(state["sums"])
+        self.counts.load_state_dict(state["counts"])
+
+
+@dataclass
+class TrainState:
+    """A training at one moment.
+
+    Attributes:
+        model: The network, on its device.
+        forward: What a step calls: the network, compiled if that is wished.
+        optimizer: Updates the parameters.
+        schedule: Gives the learning rate.
+        scaler: Loss scaler of fp16; None otherwise.
+        average: Moving average of the weights; None when there is none.
+        device: Device that trains.
+        record: Sums of the running epoch.
+        position: What has been done.
+        best: Best value so far.
+        last_checkpoint: Name of the newest complete checkpoint, for error messages; whoever saves one sets it.
+    """
+
+    model: nn.Module
+    forward: Forward
+    optimizer: Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler | None
+    average: MovingAverage | None
+    device: torch.device
+    record: EpochRecord
+    position: Position = field(default_factory=Position)
+    best: Best = field(default_factory=Best)
+    last_checkpoint: str | None = None
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        """Put the network into inference mode, with the averaged weights if there are any, for a block."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            if self.average is None:
+                yield
+            else:
+                with self.average.applied(self.model):
+                    yield
+        finally:
+            self.model.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, as tensors and plain values.
+
+        Returns:
+            ``model``: the weights; ``average``: the averaged weights or None; ``training``: the rest. The tensors are
+            the training's own: copy or write them before the next step.
+        """
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average_updates": None if self.average is None else self.average.updates,
+            "position": asdict(self.position),
+            "best": asdict(self.best),
+            "record": self.record.state_dict(),
+        }
+        average = None if self.average is None else self.average.tensors
+        return {"model": self.model.state_dict(), "average": average, "training": training}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over everything.
+
+        Raises:
+            CheckpointError: The state is that of another network or of other settings.
+        """
+        training = state["training"]
+        for name, wanted, got in (
+            ("loss scaler (training.precision: fp16)", self.scaler, training["scaler"]),
+            ("moving average (training.moving_average)", self.average, state["average"]),
+        ):
+            if (wanted is None) != (got is None):
+                has, lacks = ("settings have", "state lacks") if got is None else ("state has", "settings lack")
+                raise CheckpointError(f"The {has} a {name} that the {lacks}. Resume with the settings of the run.")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"The weights do not fit the network: {error}") from error
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.schedule.load_state_dict(training["schedule"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(training["scaler"])
+        if self.average is not None:
+            self.average.load(state["average"], training["average_updates"])
+        self.record.load_state_dict(training["record"])
+        self.position = Position(**training["position"])
+        self.best = Best(**training["best"])
+
+
+def new_state(model: nn.Module, settings: FitSettings) -> TrainState:
+    """Prepare a training that has not begun: the network on its device, everything else fresh.
+
+    Raises:
+        ConfigError: The device is absent or the settings do not fit each other.
+    """
+    training = settings.training
+    device = resolve_device(training.device)
+    place(model, device, channels_last=training.channels_last)
+    forward = cast(Forward, torch.compile(model) if training.compile else model)
+    return TrainState(
+        model=model,
+        forward=forward,
+        optimizer=Optimizer(
+            model.named_parameters(),
+            settings.optimizer,
+            kernels=trainable(model).kernel_parameters(),
+            compatibility=settings.compatibility,
+        ),
+        schedule=Schedule(
+            settings.schedule,
+            lr=settings.optimizer.lr,
+            epochs=training.epochs,
+            steps_per_epoch=training.steps_per_epoch,
+            compatibility=settings.compatibility,
+        ),
+        scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
+        average=None if training.moving_average is None else MovingAverage(model, training.moving_average),
+        device=device,
+        record=EpochRecord(settings.classes, device),
+    )

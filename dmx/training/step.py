@@ -1,0 +1,188 @@
+"""One optimizer update."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dmx.errors import TrainingError
+from dmx.sampling.batch import Batch
+from dmx.seeding import derive
+from dmx.training.device import lay_out
+from dmx.training.losses import Loss, add_penalties
+from dmx.training.position import Position
+from dmx.training.settings import FitSettings
+from dmx.training.state import TrainState, trainable
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step has measured.
+
+    Attributes:
+        loss: The weighted sum of the terms, penalties included.
+        terms: Each term before its weight.
+        gradient_norm: Norm of the gradient before clipping.
+        num_segments: Segments seen.
+        skipped: Whether the loss scaler left the update out.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    gradient_norm: float
+    num_segments: int
+    skipped: bool
+
+
+def train_step(
+    state: TrainState, batches: Iterable[Batch], settings: FitSettings, *, loss: Loss, lr: float
+) -> StepResult:
+    """Update the network once; the caller moves the position on.
+
+    The generators of torch are set from (seed, epoch, step, part) before each forward pass, so dropout depends on
+    nothing that happened before.
+
+    Args:
+        state: The training.
+        batches: One batch per forward pass (``training.accumulate`` of them); their gradients are averaged.
+        settings: Settings.
+        loss: The loss without penalties.
+        lr: Learning rate.
+
+    Raises:
+        TrainingError: Loss or gradient are NaN or infinite, which is noticed before the network is changed; or memory
+            runs out.
+    """
+    state.model.train()
+    state.optimizer.zero_grad()
+    values: list[dict[str, Tensor]] = []
+    cases: list[str] = []
+    for part, batch in enumerate(batches):
+        with _explained(batch):
+            values.append(_backward(state, batch, settings, loss=loss, part=part))
+        cases.extend(batch.cases)
+    if state.scaler is not None:
+        state.scaler.unscale_(cast(torch.optim.Optimizer, state.optimizer))
+    penalties = add_penalties(trainable(state.model).kernel_parameters(), settings.regularization)
+    norm = _clip(state.optimizer.gradients(), settings.training.gradient_clip)
+    result = _read(values, {**penalties, "gradient_norm": norm}, settings=settings, num_segments=len(cases))
+    _require_finite(result, state, cases)
+    _update(state, lr, skipped=result.skipped)
+    return result
+
+
+def _backward(state: TrainState, batch: Batch, settings: FitSettings, *, loss: Loss, part: int) -> dict[str, Tensor]:
+    """Add the gradient of one batch and return its loss and terms, still on the device."""
+    training = settings.training
+    position = state.position
+    torch.manual_seed(derive(settings.seed, "step", position.epoch, position.step, part))
+    inputs = [lay_out(patch, channels_last=training.channels_last) for patch in batch.inputs]
+    dtype = DTYPES[training.precision]
+    with torch.autocast(state.device.type, dtype=dtype, enabled=dtype is not None):
+        logits = state.forward(inputs)
+    value = loss(logits, batch.target, epoch=exact_epoch(position, settings))
+    total = value.total / training.accumulate
+    torch.autograd.backward(total if state.scaler is None else state.scaler.scale(total))
+    state.record.counts.add(logits.detach(), batch.target)
+    return {"loss": value.total.detach(), **value.terms}
+
+
+def exact_epoch(position: Position, settings: FitSettings) -> float:
+    """Return the epochs done, with a fraction within an epoch; whole epochs in compatibility mode, as in DeepMedic."""
+    if settings.compatibility == "deepmedic":
+        return float(position.epoch)
+    return position.epoch + position.step / settings.training.steps_per_epoch
+
+
+@torch.no_grad()
+def _clip(gradients: list[Tensor], limit: float | None) -> Tensor:
+    """Return the norm of all gradients together, and shorten them to the limit."""
+    if not gradients:
+        raise TrainingError("No parameter got a gradient: all layers are frozen or unused. Leave one to be learned.")
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit is not None:
+        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _read(
+    values: list[dict[str, Tensor]], extra: dict[str, Tensor], *, settings: FitSettings, num_segments: int
+) -> StepResult:
+    """Bring everything that was measured from the device in one transfer, the only time that a step waits for it."""
+    names = [*values[0], *extra]
+    means = [torch.stack([value[name] for value in values]).mean() for name in values[0]]
+    numbers = dict(zip(names, torch.stack([*means, *extra.values()]).tolist(), strict=True))
+    norm = numbers.pop("gradient_norm")
+    penalty = settings.regularization
+    loss = numbers.pop("loss") + penalty.l1 * numbers.get("l1", 0.0) + penalty.l2 * numbers.get("l2", 0.0)
+    return StepResult(
+        loss=loss,
+        terms=numbers,
+        gradient_norm=norm,
+        num_segments=num_segments,
+        skipped=settings.training.precision == "fp16" and not math.isfinite(norm),
+    )
+
+
+def _require_finite(result: StepResult, state: TrainState, cases: list[str]) -> None:
+    """Raise before the update when it would ruin the network."""
+    norm_matters = state.scaler is None
+    if math.isfinite(result.loss) and (math.isfinite(result.gradient_norm) or not norm_matters):
+        return
+    what = "gradient" if math.isfinite(result.loss) else "loss"
+    value = result.gradient_norm if what == "gradient" else result.loss
+    terms = ", ".join(f"{name} {number:g}" for name, number in result.terms.items())
+    position = state.position
+    raise TrainingError(
+        f"The {what} became {value} at step {position.global_step + 1} (epoch {position.epoch + 1}, step "
+        f"{position.step + 1}) with the cases {', '.join(dict.fromkeys(cases))}; terms: {terms}. The network was not "
+        f"changed by it; last good checkpoint: {state.last_checkpoint or 'none yet'}. Check these cases, or lower "
+        "optimizer.lr or set training.gradient_clip."
+    )
+
+
+def _update(state: TrainState, lr: float, *, skipped: bool) -> None:
+    """Change the network, and what follows its steps."""
+    if state.scaler is None:
+        state.optimizer.step(lr)
+    else:
+        state.scaler.step(cast(torch.optim.Optimizer, state.optimizer), lr)
+        state.scaler.update()
+        if skipped and state.scaler.get_scale() < 1.0:
+            raise TrainingError(
+                f"The gradient exceeds the range of fp16 whatever the loss scale is (step "
+                f"{state.position.global_step + 1}); last good checkpoint: {state.last_checkpoint or 'none yet'}. "
+                "Use training.precision 'bf16' or 'fp32'."
+            )
+    trainable(state.model).after_step()
+    if state.average is not None:
+        state.average.update(state.model)
+
+
+@contextmanager
+def _explained(batch: Batch) -> Iterator[None]:
+    """Turn what torch says about memory and determinism into a sentence that names the settings."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
+        if out_of_memory:
+            shapes = ", ".join("x".join(str(size) for size in patch.shape[2:]) for patch in batch.inputs)
+            raise TrainingError(
+                f"The memory of '{batch.target.device}' is too small for {len(batch.cases)} segments per pass with "
+                f"patches of {shapes} voxels. Lower training.batch_size (and raise training.accumulate to keep the "
+                "step as it is), or sampling.segment, or use training.precision 'bf16'."
+            ) from error
+        if "does not have a deterministic implementation" in text:
+            raise TrainingError(
+                f"{text.partition(' does not')[0]} has no deterministic form on '{batch.target.device}'. Set "
+                "training.deterministic: false, or use another network or padding."
+            ) from error
+        raise
