@@ -58,9 +58,10 @@ class MultiScaleNet(Network):
     def __init__(self, spec: NetworkSpec, section: ModelSection, *, compatibility: Compatibility = "none") -> None:
         super().__init__()
         self.spec = spec
+        self.num_channels = spec.normal.layers[0].in_channels
+        self.num_classes = spec.fc.layers[-1].out_channels
         self.compatibility = compatibility
         self.upsampling = section.upsampling
-        self.subsampled_names = [pathway.name for pathway in spec.subsampled]
         for pathway in (*spec.parallel, spec.fc):
             self.add_module(pathway.name, Pathway(pathway, section, compatibility))
         self.head = Block(spec.fc.layers[-1], section, compatibility)
@@ -70,10 +71,8 @@ class MultiScaleNet(Network):
 
         Any size is allowed that keeps to a plan of :meth:`segment_plan`.
         """
-        if len(patches) != 1 + len(self.subsampled_names):
-            raise ModelError(
-                f"This network reads {1 + len(self.subsampled_names)} patches of a segment, got {len(patches)}."
-            )
+        if len(patches) != len(self.spec.parallel):
+            raise ModelError(f"This network reads {len(self.spec.parallel)} patches of a segment, got {len(patches)}.")
         features = [self.get_submodule("normal")(patches[0])]
         _, _, i, j, k = features[0].shape
         for pathway, patch in zip(self.spec.subsampled, patches[1:], strict=True):

@@ -10,7 +10,15 @@ from dmx.model.groups import LayerGroup
 
 
 class Network(nn.Module, ABC):
-    """A segmentation network that says itself what it reads of a segment and what its layers are."""
+    """A segmentation network that says itself what it reads of a segment and what its layers are.
+
+    Attributes:
+        num_channels: Channels of the scans that it reads.
+        num_classes: Classes that it scores, background included.
+    """
+
+    num_channels: int
+    num_classes: int
 
     @abstractmethod
     def forward(self, patches: Sequence[Tensor]) -> Tensor:

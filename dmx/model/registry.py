@@ -28,7 +28,7 @@ _FINAL_LAST = ("BasicUNetPlusPlus",)
 _LONGEST_REASON = 120
 
 # Networks that register other outputs (deep supervision, reconstruction) after the head.
-_HEADS = {"DynUNet": "output_block", "MedNeXt": "out_0", "SegResNetVAE": "conv_final"}
+_HEADS = {"DynUNet": "output_block", "MedNeXt": "out_0", "SegResNetVAE": "conv_final.2"}
 
 
 class MonaiNetwork(Network):
@@ -151,7 +151,7 @@ def _find_head(network: nn.Module, name: str, head: str | None) -> str:
     modules = [key for key, module in network.named_modules() if key and any(True for _ in module.parameters())]
     kernels = [key for key in modules if isinstance(network.get_submodule(key), _ConvNd | nn.Linear)]
     if head is None:
-        return _HEADS.get(name, kernels[-1])
+        return str(_HEADS.get(name, kernels[-1]))
     head = head.removeprefix("network.")
     if head not in modules:
         raise ModelError(
