@@ -168,14 +168,15 @@ def _read_split(config: _Config, keys: _Keys) -> _Split | None:
 
 def _check_lengths(path: Path, split: _Split, first: Path) -> None:
     wanted = len(next(iter(split.channels.values())))
-    columns = {**{f"channel '{name}'": files for name, files in split.channels.items()}, "label maps": split.label_maps}
-    columns |= {"rois": split.rois, "names": split.names}
+    columns: dict[str, Sequence[Any]] = {f"channel '{name}'": files for name, files in split.channels.items()}
+    columns |= {"label maps": split.label_maps, "rois": split.rois, "names": split.names}
     columns |= {f"weight map '{name}'": files for name, files in split.weight_maps.items()}
     for column, files in columns.items():
         required = column.startswith(("channel", "weight"))
         if len(files) != wanted and (files or required):
             raise CohortError(
-                f"'{path}', {split.split}: the list of {column} must have {wanted} lines like '{first}', got {len(files)}."
+                f"'{path}', {split.split}: the list of {column} must have {wanted} lines like '{first}', "
+                f"got {len(files)}."
             )
 
 
@@ -208,7 +209,7 @@ def _read_list(path: Path) -> list[Path | None]:
 
 
 def _table_split(split: str, path: Path) -> _Split:
-    """Read DeepMedic's table: ``channel_*``, sorted by name, ``ground_truth``, ``roi_mask``, ``prediction_filename``."""
+    """Read a table with ``channel_*`` (sorted by name), ``ground_truth``, ``roi_mask`` and ``prediction_filename``."""
     try:
         rows = list(csv.DictReader(read_text(path).splitlines(), strict=True))
     except csv.Error as error:
@@ -291,7 +292,7 @@ def _case_name(split: _Split, index: int, file: Path | None) -> str:
     if split.names and split.names[index]:
         return clean_name(re.sub(r"\.nii(\.gz)?$", "", split.names[index])) or f"case_{index}"
     if file is None:
-        return f"{split.split or 'case'}_{index}"
+        raise CohortError(f"Case {index + 1} of {split.split} must have at least one channel that is not '-'.")
     firsts = next(iter(split.channels.values()))
     folders = [first.parent for first in firsts if first is not None]
     alone = len(set(folders)) == len(folders)

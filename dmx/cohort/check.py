@@ -1,0 +1,154 @@
+"""The check of a cohort: every finding at once, before anybody waits for a training."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.facts import FileFacts, Kind, file_facts
+from dmx.cohort.findings import Expected, Finding, case_findings
+from dmx.errors import suggest
+
+__all__ = ["CheckReport", "Finding", "check_cohort"]
+
+# More readers than this gain nothing and hold that many scans in memory.
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings about a cohort.
+
+    Attributes:
+        cohort: Name of the cohort.
+        num_cases: Cases that were checked.
+        num_files: Files that were checked.
+        findings: In the order of the manifest; what concerns several cases comes last.
+    """
+
+    cohort: str
+    num_cases: int
+    num_files: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that keep a training from starting."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """Findings that do not."""
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {
+            "findings": [asdict(finding) for finding in self.findings],
+            "num_errors": len(self.errors),
+            "num_warnings": len(self.warnings),
+        }
+
+
+def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, each by its name
+    cohort: Cohort,
+    *,
+    num_classes: int | None = None,
+    fill: Collection[str] = (),
+    labels: Mapping[int, int] | None = None,
+    channels: Sequence[str] | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Read every file of a cohort and report all that is wrong; a bad file is a finding, not an exception.
+
+    Args:
+        cohort: The cohort.
+        num_classes: Labels must lie below it; the number of the cohort's classes by default.
+        fill: Channels that a case may lack, because the experiment says how they are filled.
+        labels: Class of each label in the files, for labels that are merged or dropped.
+        channels: Channels that are used; all by default. Files of others are not read.
+        cache_dir: Folder in which facts about files are kept by content; the user's cache by default.
+        progress: Told how many of how many files are done.
+    """
+    used = tuple(channels) if channels else cohort.channels
+    expected = Expected(
+        channels=used,
+        fill=frozenset(fill),
+        num_classes=num_classes if num_classes is not None else len(cohort.classes) or None,
+        labels=labels or {},
+    )
+    cases = [replace(case, channels={name: case.channels.get(name) for name in used}) for case in cohort.cases]
+    facts = _all_facts(cases, cache_dir, progress)
+    by_case = {
+        case.name: {column: facts[path, _kind(column)] for column, path in case.files().items()} for case in cases
+    }
+    findings = [
+        *_unknown_channels(cohort, used),
+        *(finding for case in cases for finding in case_findings(case, by_case[case.name], expected)),
+        *_subjects_in_two_splits(cases),
+        *_duplicates(cases, by_case),
+    ]
+    return CheckReport(cohort.name, len(cases), len({path for path, _ in facts}), tuple(findings))
+
+
+def _kind(column: str) -> Kind:
+    return "labels" if column in ("label_map", "roi") else "intensities"
+
+
+def _all_facts(
+    cases: Sequence[Case], cache_dir: Path | None, progress: Callable[[int, int], None] | None
+) -> dict[tuple[Path, Kind], FileFacts]:
+    wanted = list(dict.fromkeys((path, _kind(column)) for case in cases for column, path in case.files().items()))
+    facts = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        tasks = {pool.submit(file_facts, path, kind, cache_dir=cache_dir): (path, kind) for path, kind in wanted}
+        for done, task in enumerate(as_completed(tasks), start=1):
+            facts[tasks[task]] = task.result()
+            if progress is not None:
+                progress(done, len(wanted))
+    return facts
+
+
+def _unknown_channels(cohort: Cohort, used: Sequence[str]) -> Iterator[Finding]:
+    for channel in used:
+        if channel not in cohort.channels:
+            near = suggest(channel, cohort.channels)
+            message = f"is not in the cohort, which has {', '.join(cohort.channels)}.{near}"
+            yield Finding("error", "", f"channel_{channel}", message)
+
+
+def _subjects_in_two_splits(cases: Sequence[Case]) -> Iterator[Finding]:
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for case in cases:
+        if case.split:
+            found[case.subject].setdefault(case.split, case.name)
+    for subject, splits in found.items():
+        if len(splits) > 1:
+            where = ", ".join(f"{split} ({case})" for split, case in splits.items())
+            message = f"subject '{subject}' is in several splits: {where}; 'dmx cohort split' keeps subjects together."
+            yield Finding("error", "", "split", message)
+
+
+def _duplicates(cases: Sequence[Case], facts: Mapping[str, Mapping[str, FileFacts]]) -> Iterator[Finding]:
+    """Yield scans that come twice, and label maps that do and hold more than one value.
+
+    Cases may share a roi or a weight map, and empty label maps of one shape are equal.
+    """
+    places: dict[str, list[tuple[Case, str]]] = defaultdict(list)
+    for case in cases:
+        for column, fact in facts[case.name].items():
+            if fact.sha256 and (column.startswith("channel_") or (column == "label_map" and len(fact.counts) > 1)):
+                places[fact.sha256].append((case, column))
+    for same in places.values():
+        first, column = same[0]
+        for other, other_column in same[1:]:
+            message = f"is the same file as {column} of case '{first.name}'"
+            if other.name == first.name:
+                message = f"is the same file as {column} of this case"
+            leak = other.split != first.split and bool(first.split and other.split)
+            severity: Literal["error", "warning"] = "error" if leak and column.startswith("channel_") else "warning"
+            yield Finding(severity, other.name, other_column, message + (", in another split." if leak else "."))

@@ -1,0 +1,186 @@
+"""What is wrong with the files of a case, judged from their facts. Pure functions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dmx.cohort.case import Case
+from dmx.cohort.facts import FileFacts
+from dmx.cohort.grid import Affine, voxel_sizes
+
+# Voxel sizes in mm beyond which a scan is odd, or its header wrong.
+_ODD_MM = (0.05, 20.0)
+_WRONG_MM = (0.001, 1000.0)
+# Parts of a voxel by which two grids of a case may lie apart.
+_APART_ERROR = 0.5
+_APART_WARNING = 0.01
+_SIZE_TOLERANCE = 0.01
+_UNITS = {1: "meters", 3: "micrometers"}
+_SHOWN_VALUES = 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        severity: ``error`` keeps a training from starting, ``warning`` does not.
+        case: Name of the case; empty where the whole cohort is meant.
+        column: Column of the manifest; empty where the whole case is meant.
+        message: One sentence, with what to do where it is not plain.
+    """
+
+    severity: Literal["error", "warning"]
+    case: str
+    column: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the experiment takes for granted.
+
+    Attributes:
+        channels: Channels that are used.
+        fill: Channels that a case may lack.
+        num_classes: Number of classes; None where nobody said.
+        labels: Class of each label in the file; labels that are not named stay as they are.
+    """
+
+    channels: tuple[str, ...]
+    fill: frozenset[str]
+    num_classes: int | None
+    labels: Mapping[int, int]
+
+
+def case_findings(case: Case, facts: Mapping[str, FileFacts], expected: Expected) -> Iterator[Finding]:
+    """Yield what is wrong with a case; ``facts`` are those of its files by column."""
+    yield from _missing(case, expected)
+    reference: str | None = None
+    for column, fact in facts.items():
+        if fact.error:
+            yield Finding("error", case.name, column, fact.error)
+            continue
+        yield from _header(case, column, fact)
+        if reference is None:
+            reference = column
+        else:
+            yield from _same_grid(case, column, fact, reference=reference, other=facts[reference])
+        yield from _values(case, column, fact, expected)
+
+
+def _missing(case: Case, expected: Expected) -> Iterator[Finding]:
+    for channel in expected.channels:
+        if case.channels.get(channel) is None and channel not in expected.fill:
+            yield Finding(
+                "error",
+                case.name,
+                f"channel_{channel}",
+                "is missing; say with which value the experiment fills it (cohort.fill), or leave the case out.",
+            )
+    if case.label_map is None and case.split:
+        severity: Literal["error", "warning"] = "warning" if case.split == "evaluation" else "error"
+        yield Finding(severity, case.name, "label_map", f"is missing, and the case is in the split '{case.split}'.")
+
+
+def _header(case: Case, column: str, fact: FileFacts) -> Iterator[Finding]:
+    spacing = voxel_sizes(np.array(fact.affine))
+    shown = " x ".join(f"{size:g}" for size in spacing)
+    if min(spacing) < _WRONG_MM[0] or max(spacing) > _WRONG_MM[1]:
+        yield Finding("error", case.name, column, f"has a voxel size of {shown} mm, which no scan has.")
+    elif min(spacing) < _ODD_MM[0] or max(spacing) > _ODD_MM[1]:
+        yield Finding("warning", case.name, column, f"has an unusual voxel size of {shown} mm.")
+    if not np.allclose(fact.zooms, spacing, rtol=_SIZE_TOLERANCE):
+        zooms = " x ".join(f"{size:g}" for size in fact.zooms)
+        yield Finding(
+            "warning",
+            case.name,
+            column,
+            f"says {zooms} in its header's pixdim and {shown} in its affine, which counts.",
+        )
+    if fact.units in _UNITS:
+        yield Finding("warning", case.name, column, f"is in {_UNITS[fact.units]}, and is taken as if it were in mm.")
+
+
+def _same_grid(case: Case, column: str, fact: FileFacts, *, reference: str, other: FileFacts) -> Iterator[Finding]:
+    """Yield the most telling difference between a file's grid and that of the case's first file."""
+    mine, first = np.array(fact.affine), np.array(other.affine)
+    sizes, first_sizes = voxel_sizes(mine), voxel_sizes(first)
+    if fact.shape != other.shape:
+        problem = f"has shape {_by(fact.shape)}, {reference} has {_by(other.shape)}."
+    elif fact.orientation != other.orientation:
+        problem = f"is oriented {fact.orientation}, {reference} is {other.orientation}."
+    elif not np.allclose(sizes, first_sizes, rtol=_SIZE_TOLERANCE):
+        problem = f"has a voxel size of {_by(sizes)} mm, {reference} has {_by(first_sizes)} mm."
+    else:
+        apart = _apart(mine, first, fact.shape)
+        if apart > _APART_WARNING * min(sizes):
+            severity: Literal["error", "warning"] = "error" if apart > _APART_ERROR * min(sizes) else "warning"
+            message = f"lies up to {apart:.3g} mm beside {reference}: their affines differ."
+            yield Finding(severity, case.name, column, message)
+        return
+    yield Finding("error", case.name, column, problem)
+
+
+def _apart(affine: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """Return how far apart in mm two affines put a corner of the volume at most."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    difference = (affine - other)[:3, :3] @ corners + (affine - other)[:3, 3:]
+    return float(np.sqrt((difference**2).sum(axis=0)).max())
+
+
+def _values(case: Case, column: str, fact: FileFacts, expected: Expected) -> Iterator[Finding]:
+    for count, what in ((fact.nan, "not a number"), (fact.infinite, "infinite")):
+        if count:
+            yield Finding("error", case.name, column, f"has {count} voxels that are {what}.")
+    if column == "label_map":
+        yield from _labels(case, fact, expected)
+    elif column == "roi":
+        yield from _roi(case, fact)
+    elif column.startswith("weight_"):
+        if fact.low < 0:
+            yield Finding("error", case.name, column, f"must have no weight below 0, got {fact.low:g}.")
+        elif fact.high <= 0:
+            yield Finding("error", case.name, column, "must have a weight above 0 somewhere.")
+    elif fact.low == fact.high:
+        message = f"is {fact.low:g} in every voxel: write '-' in its place and fill it (cohort.fill)."
+        yield Finding("error", case.name, column, message)
+
+
+def _labels(case: Case, fact: FileFacts, expected: Expected) -> Iterator[Finding]:
+    if not fact.whole:
+        message = f"must hold whole numbers, got values such as {_some(fact, lambda value: value % 1 != 0)}."
+        yield Finding("error", case.name, "label_map", message)
+        return
+    classes = {value: expected.labels.get(int(value), int(value)) for value, _ in fact.counts}
+    highest = float("inf") if expected.num_classes is None else expected.num_classes - 1
+    wrong = {value for value, label in classes.items() if not 0 <= label <= highest}
+    if wrong:
+        allowed = "whole numbers from 0" if expected.num_classes is None else f"the labels 0 to {highest}"
+        found = _some(fact, wrong.__contains__)
+        yield Finding("error", case.name, "label_map", f"must hold {allowed}, got {found}.")
+    elif fact.counts and not any(classes.values()):
+        yield Finding("warning", case.name, "label_map", "holds background only.")
+
+
+def _roi(case: Case, fact: FileFacts) -> Iterator[Finding]:
+    values = {value for value, _ in fact.counts}
+    if not fact.whole or not values <= {0.0, 1.0}:
+        found = _some(fact, lambda value: value not in (0, 1))
+        yield Finding("error", case.name, "roi", f"must hold only 0 and 1, got {found}.")
+    elif 1.0 not in values:
+        yield Finding("error", case.name, "roi", "is empty: no voxel is 1.")
+
+
+def _some(fact: FileFacts, chosen: Callable[[float], bool]) -> str:
+    """Return some of the chosen values with their voxels, e.g. ``3 (20 voxels), 4 (1 voxel)``."""
+    pairs = [(value, count) for value, count in fact.counts if chosen(value)]
+    shown = [f"{value:g} ({count} voxel{'' if count == 1 else 's'})" for value, count in pairs[:_SHOWN_VALUES]]
+    more = [f"{len(pairs) - _SHOWN_VALUES} more values"] if len(pairs) > _SHOWN_VALUES else []
+    return ", ".join(shown + more) or "none"
+
+
+def _by(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
