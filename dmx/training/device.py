@@ -74,13 +74,12 @@ def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
     """Move a network to the device, in the wished memory layout."""
     model.to(device)
     if channels_last:
         for parameter in model.parameters():
             parameter.data = lay_out(parameter.data, channels_last=True)
-    return model
 
 
 def lay_out(tensor: Tensor, *, channels_last: bool) -> Tensor:

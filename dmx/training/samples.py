@@ -1,6 +1,6 @@
 """Metrics on the voxels of sampled segments: counts per class, added up over many batches.
 
-Class 0 in DeepMedic's reports is the whole foreground; here it is called ``whole_foreground``.
+Class 0 in DeepMedic's reports is the whole foreground; here it is called ``foreground``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dmx.errors import ConfigError
 from dmx.sampling.batch import Batch
 from dmx.training.losses import Loss
 
-WHOLE_FOREGROUND = "whole_foreground"
+FOREGROUND = "foreground"
+"""All classes but the background together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,14 @@ class SampleCounts:
     Attributes:
         counts: int64 ``[C, 3]``: true positives, predicted and actual voxels; row 0 is the whole foreground.
         totals: int64 ``[2]``: voxels with a label, and those among them that were predicted right.
+
+    Raises:
+        ConfigError: One of several foreground classes is called ``foreground``.
     """
 
     def __init__(self, classes: Sequence[str], device: torch.device | str = "cpu") -> None:
+        if FOREGROUND in classes and len(classes) > 2:
+            raise ConfigError(f"A class cannot be called '{FOREGROUND}' beside others: it stands for all. Rename it.")
         self.classes = tuple(classes)
         self.counts = torch.zeros((len(classes), 3), dtype=torch.int64, device=device)
         self.totals = torch.zeros(2, dtype=torch.int64, device=device)
@@ -78,10 +85,11 @@ class SampleCounts:
             return {}
         metrics = {f"{prefix}/accuracy": right / total}
         dice = []
-        for name, row in zip((WHOLE_FOREGROUND, *self.classes[1:]), self.counts.tolist(), strict=True):
+        for index, row in enumerate(self.counts.tolist()):
+            name = self.classes[index] if index else FOREGROUND
             values = _measures(*row, total=total)
             metrics.update({f"{prefix}/{measure}/{name}": value for measure, value in values.items()})
-            if name != WHOLE_FOREGROUND and "dice" in values:
+            if index and "dice" in values:
                 dice.append(values["dice"])
         if dice:
             metrics[f"{prefix}/dice"] = sum(dice) / len(dice)

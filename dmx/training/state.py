@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmx.errors import CheckpointError
+from dmx.model.network import Network
 from dmx.training.average import MovingAverage
 from dmx.training.device import place, resolve_device
 from dmx.training.events import StepEnded
@@ -19,21 +20,6 @@ from dmx.training.schedules import Schedule
 from dmx.training.settings import FitSettings
 
 Forward = Callable[[Sequence[Tensor]], Tensor]
-
-
-class Trainable(Protocol):
-    """What the core asks of a network besides being a module."""
-
-    def kernel_parameters(self) -> list[nn.Parameter]:
-        """Return the convolution and linear weights, on which penalties act."""
-
-    def after_step(self) -> None:
-        """Move on what changes once per step and is not learned."""
-
-
-def trainable(model: nn.Module) -> Trainable:
-    """Return the network as what the core asks of it."""
-    return cast(Trainable, model)
 
 
 @dataclass
@@ -127,7 +113,7 @@ class TrainState:
         last_checkpoint: Name of the newest complete checkpoint, for error messages; whoever saves one sets it.
     """
 
-    model: nn.Module
+    model: Network
     forward: Forward
     optimizer: Optimizer
     schedule: Schedule
@@ -201,7 +187,7 @@ class TrainState:
         self.best = Best(**training["best"])
 
 
-def new_state(model: nn.Module, settings: FitSettings) -> TrainState:
+def new_state(model: Network, settings: FitSettings) -> TrainState:
     """Prepare a training that has not begun: the network on its device, everything else fresh.
 
     Raises:
@@ -217,7 +203,7 @@ def new_state(model: nn.Module, settings: FitSettings) -> TrainState:
         optimizer=Optimizer(
             model.named_parameters(),
             settings.optimizer,
-            kernels=trainable(model).kernel_parameters(),
+            kernels=model.kernel_parameters(),
             compatibility=settings.compatibility,
         ),
         schedule=Schedule(

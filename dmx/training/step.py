@@ -16,7 +16,7 @@ from dmx.training.device import lay_out
 from dmx.training.losses import Loss, add_penalties
 from dmx.training.position import Position
 from dmx.training.settings import FitSettings
-from dmx.training.state import TrainState, trainable
+from dmx.training.state import TrainState
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -69,7 +69,7 @@ def train_step(
         cases.extend(batch.cases)
     if state.scaler is not None:
         state.scaler.unscale_(cast(torch.optim.Optimizer, state.optimizer))
-    penalties = add_penalties(trainable(state.model).kernel_parameters(), settings.regularization)
+    penalties = add_penalties(state.model.kernel_parameters(), settings.regularization)
     norm = _clip(state.optimizer.gradients(), settings.training.gradient_clip)
     result = _read(values, {**penalties, "gradient_norm": norm}, settings=settings, num_segments=len(cases))
     _require_finite(result, state, cases)
@@ -160,7 +160,7 @@ def _update(state: TrainState, lr: float, *, skipped: bool) -> None:
                 f"{state.position.global_step + 1}); last good checkpoint: {state.last_checkpoint or 'none yet'}. "
                 "Use training.precision 'bf16' or 'fp32'."
             )
-    trainable(state.model).after_step()
+    state.model.after_step()
     if state.average is not None:
         state.average.update(state.model)
 

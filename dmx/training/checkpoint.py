@@ -1,0 +1,258 @@
+"""Checkpoints on disk: a folder that is complete or absent, and that says itself when it has been damaged.
+
+::
+
+    step_000012000/model.safetensors      weights
+                   average.safetensors    averaged weights, if there are any
+                   training_state.pt      the rest; opens with torch.load(weights_only=True)
+                   checkpoint.json        what the checkpoint is, SHA-256 of each file and of itself; written last
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dmx.errors import CheckpointError
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "checkpoint.json"
+MODEL: Final = "model.safetensors"
+AVERAGE: Final = "average.safetensors"
+TRAINING_STATE: Final = "training_state.pt"
+
+_RESERVED = ("format_version", "files", "sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    Attributes:
+        manifest: Content of ``checkpoint.json``.
+        model_state: The weights.
+        average_state: The averaged weights, or None.
+        training_state: Optimizer, schedule, position and so on; None when it was not asked for.
+    """
+
+    manifest: Mapping[str, Any]
+    model_state: Mapping[str, Tensor]
+    average_state: Mapping[str, Tensor] | None
+    training_state: Mapping[str, Any] | None
+
+    @property
+    def prediction_state(self) -> Mapping[str, Tensor]:
+        """The weights to predict with: the averaged ones if there are any."""
+        return self.model_state if self.average_state is None else self.average_state
+
+    def as_state(self) -> dict[str, Any]:
+        """Return what ``TrainState.load_state_dict`` takes.
+
+        Raises:
+            CheckpointError: The training state was not read.
+        """
+        if self.training_state is None:
+            raise CheckpointError("The checkpoint was read without its training state, so no training can resume.")
+        return {"model": self.model_state, "average": self.average_state, "training": self.training_state}
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    training_state: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    average_state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write a checkpoint so that the folder is complete or absent, whatever happens.
+
+    Everything is written and forced to disk beside the folder, which then gets its name in one move and is read once
+    more.
+
+    Args:
+        folder: Where; must not exist.
+        model_state: Weights by name.
+        training_state: Tensors and plain values only.
+        manifest: What the checkpoint says about itself; JSON values.
+        average_state: Averaged weights by name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder exists, the disk is full or fails, or what was written reads differently.
+    """
+    if folder.exists():
+        raise CheckpointError(f"Checkpoint '{folder}' exists already, and a checkpoint is never overwritten.")
+    reserved = [key for key in _RESERVED if key in manifest]
+    if reserved:
+        raise CheckpointError(f"The manifest of a checkpoint must leave {', '.join(reserved)} to the writer.")
+    files = {MODEL: _weights_bytes(model_state), TRAINING_STATE: _state_bytes(training_state)}
+    if average_state is not None:
+        files[AVERAGE] = _weights_bytes(average_state)
+    entries = {name: _entry(data) for name, data in files.items()}
+    # Through JSON first, so that the digest is that of what a reader will see (keys are strings then).
+    content = json.loads(json.dumps({**manifest, "format_version": FORMAT_VERSION, "files": entries}))
+    files[MANIFEST] = json.dumps({**content, "sha256": _digest(content)}, indent=2).encode()
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.mkdir(parents=True)
+        for name, data in files.items():
+            _write(partial / name, data)
+        _sync_folder(partial)
+        partial.rename(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"Checkpoint '{folder}' could not be written: {error.strerror or error}. Nothing of it was left behind; "
+            "free some space or choose another folder, and resume from the checkpoint before."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    problems = verify_checkpoint(folder)
+    if problems:
+        raise CheckpointError(f"Checkpoint '{folder}' reads differently from what was written: {'; '.join(problems)}.")
+    return folder
+
+
+def read_checkpoint(folder: Path, *, verify: bool = True, with_training_state: bool = True) -> Checkpoint:
+    """Read a checkpoint; nothing of a damaged one is returned, and opening one never executes code.
+
+    Args:
+        folder: Where it is.
+        verify: Compare the SHA-256 of each file first.
+        with_training_state: Also read what only a resume needs.
+
+    Raises:
+        CheckpointError: It is missing, damaged, incomplete, or written by a newer version.
+    """
+    manifest = read_manifest(folder)
+    problems = verify_checkpoint(folder) if verify else _missing(folder, manifest)
+    if problems:
+        raise CheckpointError(f"Checkpoint '{folder}' is damaged and was not loaded: {'; '.join(problems)}.")
+    return Checkpoint(
+        manifest=manifest,
+        model_state=_read_weights(folder / MODEL),
+        average_state=_read_weights(folder / AVERAGE) if AVERAGE in manifest["files"] else None,
+        training_state=_read_state(folder / TRAINING_STATE) if with_training_state else None,
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what a checkpoint says about itself, without its weights.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it is newer than this version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {MANIFEST}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} cannot be read ({error}).") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"Checkpoint '{folder}' has format {version}, this version of dmx reads up to {FORMAT_VERSION}. Update dmx."
+        )
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not list its files.")
+    return manifest
+
+
+def verify_checkpoint(folder: Path) -> list[str]:
+    """Return what is wrong with a checkpoint, one phrase per file; empty when it is whole."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    problems = _missing(folder, manifest)
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    if manifest.get("sha256") != _digest(content):
+        problems.append(f"{MANIFEST} was changed after it was written")
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size != entry["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif _file_sha256(path) != entry["sha256"]:
+            problems.append(f"{name} differs from the file that was written (SHA-256)")
+    return problems
+
+
+def _missing(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    required = {MODEL, TRAINING_STATE, *manifest["files"]}
+    return [f"{name} is missing" for name in sorted(required) if not (folder / name).is_file()]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return a SHA-256 of JSON values that does not depend on their order or layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def _state_bytes(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read as weights: {error}.") from error
+    return tensors
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for damaged bytes
+        raise CheckpointError(f"'{path}' cannot be read as a training state: {error}.") from error
+    return state
