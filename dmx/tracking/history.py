@@ -1,0 +1,70 @@
+"""Tables that grow by a row per step or epoch, also across interruptions."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class History:
+    """A CSV file whose first column is the global step; no step has two rows.
+
+    A new column rewrites the file; otherwise a row is appended and handed to the operating system at once.
+
+    Args:
+        path: The file. Rows that are there stay; a last row that was cut off while it was written is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            path.touch()
+        complete = path.read_bytes().rfind(b"\n") + 1
+        if complete < path.stat().st_size:
+            os.truncate(path, complete)
+        rows = self.rows()
+        self.columns = list(rows[0]) if rows else []
+        self.last_step = int(rows[-1]["step"]) if rows else -1
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return all rows as text."""
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def add(self, step: int, values: Mapping[str, object]) -> bool:
+        """Add the row of a step, unless it or a later one is there; return whether it was added."""
+        if step <= self.last_step:
+            return False
+        row = {"step": step, **values}
+        if not row.keys() <= set(self.columns):
+            self._widen([key for key in row if key not in self.columns])
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_line([row.get(column, "") for column in self.columns]))
+        self.last_step = step
+        return True
+
+    def _widen(self, new: list[str]) -> None:
+        rows = self.rows()
+        self.columns += new
+        draft = self.path.with_suffix(".new")
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            file.write(_line(self.columns))
+            file.writelines(_line([row.get(column, "") for column in self.columns]) for row in rows)
+        draft.replace(self.path)
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write rows as CSV, with all columns that any of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(_line(columns))
+        file.writelines(_line([row.get(column, "") for column in columns]) for row in rows)
+
+
+def _line(cells: list[object] | list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(["" if cell is None else cell for cell in cells])
+    return text.getvalue()

@@ -1,0 +1,81 @@
+"""What a run has to tell the store, first written to a file of this machine: one JSON object per line, append-only."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_FSYNC_SECONDS = 5.0
+
+Entry = dict[str, Any]
+
+
+class Journal:
+    """An append-only file of entries.
+
+    Every entry is handed to the operating system at once, so that a killed process loses nothing; the disk is told to
+    keep it every few seconds and with :meth:`sync`, which bounds what a power cut takes.
+
+    Args:
+        path: The file; a last line that was cut off while it was written is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._synced = time.monotonic()
+        _remove_torn_line(path)
+        self._file = path.open("ab")
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Write one entry."""
+        line = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+        if time.monotonic() - self._synced > _FSYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return when the disk has everything."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Make sure that the disk has everything, and close the file."""
+        self.sync()
+        self._file.close()
+
+
+def read_entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
+    """Yield each complete entry from a byte offset on, with the offset behind it."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start += len(line)
+            yield json.loads(line), start
+
+
+def last_steps(path: Path) -> dict[str, int]:
+    """Return the last step of each metric that the journal holds."""
+    steps: dict[str, int] = {}
+    for entry, _ in read_entries(path):
+        if entry["do"] == "metrics":
+            for key in entry["values"]:
+                steps[key] = max(steps.get(key, -1), entry["step"])
+    return steps
+
+
+def _remove_torn_line(path: Path) -> None:
+    if path.is_file():
+        complete = path.read_bytes().rfind(b"\n") + 1
+        if complete < path.stat().st_size:
+            os.truncate(path, complete)

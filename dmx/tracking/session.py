@@ -1,0 +1,277 @@
+"""A run while a process works on it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from dmx import __version__
+from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
+from dmx.tracking.delivery import Courier, Notify, Target, deliver
+from dmx.tracking.folder import RunFolder
+from dmx.tracking.journal import Journal, last_steps
+from dmx.tracking.location import project_root
+from dmx.tracking.names import check_name, next_name
+from dmx.tracking.pictures import save_figure
+from dmx.tracking.process import now, process_tags, require_free
+from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+_MAX_TAG = 5000
+_MAX_PARAM = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """What a run starts with.
+
+    Attributes:
+        experiment: Name of the MLflow experiment; it is created when it is new.
+        kind: ``train``, ``evaluate``, ``predict``, …
+        words: What distinguishes the run; its name becomes ``<words>-<kind>-<number>``.
+        name: The run's name instead.
+        tags: Further tags, e.g. those of :mod:`dmx.tracking.lineage`.
+        params: About twenty chosen settings.
+        note: Summary in Markdown.
+    """
+
+    experiment: str
+    kind: str
+    words: str
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
+    note: str = ""
+
+
+class ActiveRun:
+    """A run on which this process works: takes what is to be logged and never raises for it.
+
+    Everything goes to a journal in the run's folder first; a thread brings it to the store. Use it in a ``with`` block,
+    which ends the run: FINISHED, FAILED with the error's sentence, or KILLED for Ctrl-C.
+
+    Attributes:
+        store: Where the run is kept.
+        info: What the store knew of it when the work began.
+        folder: Its folder on this machine.
+        hide: Applied to every text that is logged, see :class:`dmx.tracking.privacy.Pseudonyms`.
+        checkpoints: Its checkpoints.
+    """
+
+    def __init__(self, store: RunStore, info: RunInfo, folder: RunFolder, notify: Notify) -> None:
+        self.store = store
+        self.info = info
+        self.folder = folder
+        self.notify = notify
+        self._journal = Journal(folder.journal)
+        self._last_steps = _known_steps(store, info, folder)
+        self._courier = Courier(Target(store, info.id, folder), notify)
+        self._noted = False
+        self._ended = False
+        self.hide: Callable[[str], str] = str
+        self.checkpoints = Checkpoints(folder, checkpoint_names(info.tags), self.write)
+
+    @property
+    def files(self) -> Path:
+        """Return the folder whose content becomes the run's artifacts; tell of each file with :meth:`log_file`."""
+        return self.folder.files
+
+    def write(self, entry: Mapping[str, object]) -> None:
+        """Add an entry to the journal; a problem becomes one note to the user."""
+        try:
+            self._journal.append(entry)
+        except Exception as error:
+            self._note_once("The run's journal", error)
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log values at a global step. What was logged for that step or a later one, before a resume, is left out."""
+        new = {key: float(value) for key, value in values.items() if step > self._last_steps.get(key, -1)}
+        if new:
+            self._last_steps.update(dict.fromkeys(new, step))
+            self.write({"do": "metrics", "step": step, "time": int(time.time() * 1000), "values": new})
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log settings; they never change afterwards."""
+        self.write({"do": "params", "values": {key: str(value)[:_MAX_PARAM] for key, value in params.items()}})
+
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Set tags; ``None`` removes one."""
+        values = {key: value if value is None else self.hide(value)[:_MAX_TAG] for key, value in tags.items()}
+        self.write({"do": "tags", "values": values})
+
+    def log_file(self, path: str) -> None:
+        """Make a file or folder below :attr:`files` an artifact."""
+        self.write({"do": "upload", "path": path})
+
+    def log_text(self, path: str, text: str) -> None:
+        """Make a text an artifact."""
+        with self.guarded(path):
+            target = self.files / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            self.log_file(path)
+
+    def log_figure(self, path: str, figure: "Figure") -> None:
+        """Make a figure an artifact, as PNG."""
+        with self.guarded(path):
+            target = self.files / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_figure(figure, target)
+            self.log_file(path)
+
+    def log_image(self, key: str, image: "Figure | Image", step: int) -> None:
+        """Add a picture to the course of pictures of that key, which MLflow shows by step."""
+        with self.guarded(key):
+            folder = self.folder.path / "images"
+            folder.mkdir(exist_ok=True)
+            target = folder / f"{key.replace('/', '~')}_{step:09d}.png"
+            save_figure(image, target)
+            moment = int(time.time() * 1000)
+            self.write({"do": "image", "source": f"images/{target.name}", "key": key, "step": step, "time": moment})
+
+    def log_cohort(self, cohort: CohortInput) -> None:
+        """Add a cohort to the run's inputs."""
+        self.write({"do": "cohort", "cohort": asdict(cohort)})
+
+    def log_line(self, text: str) -> None:
+        """Add a line with the time to ``log.txt``."""
+        with self.guarded("log.txt"), (self.files / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.hide(text)}\n")
+
+    def sync(self) -> None:
+        """Return when the disk has all that was logged; part of every checkpoint."""
+        with self.guarded("The run's journal"):
+            self._journal.sync()
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Turn an error of logging into one note to the user."""
+        try:
+            yield
+        except Exception as error:
+            self._note_once(what, error)
+
+    def _note_once(self, what: str, error: Exception) -> None:
+        if not self._noted:
+            self._noted = True
+            self.notify(f"{what} cannot be logged ({type(error).__name__}: {error}). The work goes on.")
+
+    def end(self, status: Status, reason: str = "") -> None:
+        """End the run: its status, the reason as a tag, the kept checkpoints as models; then deliver everything.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            reason: One sentence for the tag ``dmx.end_reason``.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if (self.files / "log.txt").is_file():
+            self.log_file("log.txt")
+        models = [asdict(model) for model in kept_models(self.checkpoints.names)]
+        self.write({"do": "checkpoints", "models": models})
+        self.set_tags({"dmx.end_reason": reason or None, "dmx.heartbeat": now()})
+        self.write({"do": "status", "status": status})
+        with self.guarded("The end of the run"):
+            self._journal.close()
+            if not self._courier.close():
+                self.notify(
+                    f"Run {self.info.id} is not yet complete in {self.store.uri}. "
+                    f"When it can be reached, run 'dmx runs sync {self.info.id[:8]}'."
+                )
+        self.folder.unlock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end("FINISHED")
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            self.end("KILLED", "Ended by a signal.")
+        else:
+            self.end("FAILED", str(error) or type(error).__name__)
+
+
+def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify: Notify) -> ActiveRun:
+    """Create a run and begin to work on it. Check everything that can be checked before.
+
+    Args:
+        store: Where the run is kept.
+        new: What it starts with.
+        root: Folder of the project; found from the working directory when it is not given.
+        notify: Gets a sentence when something cannot be logged.
+
+    Raises:
+        RunError: The store cannot be reached or refuses the run.
+    """
+    name = check_name(new.name) if new.name else next_name(store, new.experiment, new.kind, new.words)
+    tags = {
+        "dmx.kind": new.kind,
+        "dmx.version": __version__,
+        "mlflow.source.name": f"dmx {new.kind}",
+        "mlflow.source.type": "LOCAL",
+        **process_tags(),
+        **new.tags,
+    }
+    if new.note:
+        tags["mlflow.note.content"] = new.note[:_MAX_TAG]
+    info = store.create_run(new.experiment, name=name, tags=tags)
+    folder = run_folder(store, info.id, root)
+    folder.lock()
+    run = ActiveRun(store, info, folder, notify)
+    run.log_params(new.params)
+    return run
+
+
+def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, notify: Notify) -> ActiveRun:
+    """Go on with a run.
+
+    What its journal still holds is delivered first, so that its checkpoints are the newest ones.
+
+    Raises:
+        RunError: Another process works on the run, or the store cannot be reached.
+    """
+    require_free(info)
+    folder = run_folder(store, info.id, root)
+    folder.lock()
+    try:
+        deliver(Target(store, info.id, folder), notify)
+        count = int(info.tags.get("dmx.resumed", "0")) + 1
+        store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **process_tags()})
+        store.set_status(info.id, "RUNNING")
+        return ActiveRun(store, store.get_run(info.id), folder, notify)
+    except BaseException:
+        folder.unlock()
+        raise
+
+
+def run_folder(store: RunStore, run_id: str, root: Path | None = None) -> RunFolder:
+    """Return the folder of a run on this machine."""
+    path = (root or project_root()) / "mlruns" / "local" / run_id
+    return RunFolder(path, store.local_artifacts(run_id))
+
+
+def checkpoint_path(store: RunStore, run: RunInfo, name: str, *, root: Path | None = None) -> Path:
+    """Return the folder of a run's checkpoint on this machine, downloaded when it has to be.
+
+    Raises:
+        RunError: The run has no such checkpoint, or its files are gone.
+    """
+    return fetch_checkpoint(store, run, name, run_folder(store, run.id, root).files)
+
+
+def _known_steps(store: RunStore, info: RunInfo, folder: RunFolder) -> dict[str, int]:
+    """Return the last step of each metric that was logged: by the journal, by the store where that was lost."""
+    if folder.journal.is_file() and folder.journal.stat().st_size:
+        return last_steps(folder.journal)
+    return {key: store.metric_history(info.id, key)[-1].step for key in info.metrics}

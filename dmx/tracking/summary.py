@@ -1,0 +1,29 @@
+"""The readable summary that the MLflow page of a run begins with."""
+
+from collections.abc import Mapping
+
+from dmx.tracking.store import RunInfo
+
+_SCORES = ("val_volume/dice", "val/dice", "val/loss", "train/mean_loss", "train/loss")
+
+
+def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
+    """Return the Markdown summary of a training.
+
+    Args:
+        run: The run; what its note said at the start comes first.
+        progress: Where the training is, in words.
+        metrics: The last values.
+        names: Checkpoint of each name.
+    """
+    description = run.tags.get("dmx.description", "")
+    rows = [("training", progress)]
+    rows += [(f"`{key}`", f"{metrics[key]:.4f}") for key in _SCORES if key in metrics]
+    rows += [(f"checkpoint `{name}`", f"`{names[name]}`") for name in ("best", "last") if name in names]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    commands = (
+        f"- go on: `dmx resume {run.id[:8]}`\n"
+        f"- predict: `dmx predict --from-run {run.id[:8]} COHORT_OR_FILES -o DIR`\n"
+        f"- score: `dmx evaluate --from-run {run.id[:8]} COHORT`"
+    )
+    return f"{description}\n\n| | |\n|---|---|\n{table}\n\n{commands}\n".lstrip()
