@@ -1,1 +1,66 @@
 """Cohorts that other tools describe, turned into ours."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dmx.cohort.importers.dataset_json import import_dataset_json
+from dmx.cohort.importers.deepmedic import import_deepmedic
+from dmx.cohort.importers.imported import Imported, with_subjects
+from dmx.cohort.importers.pattern import Patterns, import_by_pattern
+from dmx.cohort.manifest import case_problem, check_classes, name_problem
+from dmx.errors import CohortError
+
+
+def import_cohort(  # noqa: PLR0913 - each source takes some of them
+    source: Path,
+    *,
+    patterns: Patterns,
+    split_dir: Path,
+    classes: Sequence[str] = (),
+    name: str | None = None,
+    subject: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Read a cohort from whatever describes it.
+
+    Args:
+        source: ``dataset.json`` or its folder, DeepMedic's ``.cfg`` file, table or folder, or with patterns any folder.
+        patterns: Patterns of the files; without any, the source's own description counts.
+        split_dir: Folder for the channels of 4D scans.
+        classes: Names of the classes; those of the source by default.
+        name: Name of the cohort; that of the source by default.
+        subject: Regular expression that finds the subject in a case's name; each case is a subject by default.
+        progress: Told how many of how many cases are done.
+
+    Raises:
+        CohortError: The source cannot be used.
+    """
+    if patterns.columns():
+        imported = import_by_pattern(source, patterns)
+    elif source.suffix == ".json" or (source / "dataset.json").is_file():
+        imported = import_dataset_json(source, split_dir=split_dir, classes=classes, progress=progress)
+    elif source.suffix in (".cfg", ".csv") or (source.is_dir() and any(source.rglob("*.cfg"))):
+        imported = import_deepmedic(source)
+    else:
+        raise CohortError(
+            f"'{source}' must be or hold a dataset.json or DeepMedic's .cfg files; name patterns with --channel for any "
+            "other folder."
+        )
+    cohort = replace(imported.cohort, name=name or imported.cohort.name)
+    if classes:
+        cohort = replace(cohort, classes=check_classes(classes, "The option for classes"))
+    cohort = with_subjects(cohort, subject) if subject else cohort
+    _check_names(cohort.channels, [case.name for case in cohort.cases])
+    return replace(imported, cohort=cohort)
+
+
+def _check_names(channels: Sequence[str], cases: Sequence[str]) -> None:
+    for channel in channels:
+        if problem := name_problem(channel):
+            raise CohortError(f"A channel's name {problem}.")
+    for index, case in enumerate(cases):
+        if problem := case_problem(case):
+            raise CohortError(f"A case's name {problem}.")
+        if case in cases[:index]:
+            raise CohortError(f"Two cases have the name '{case}'; mark what tells them apart, such as the session.")

@@ -1,0 +1,180 @@
+"""``dmx cohort``: describe, check, split and look at scans."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dmx.cli.console import err, out
+from dmx.errors import CohortError
+
+if TYPE_CHECKING:
+    from dmx.cohort.check import CheckReport
+
+app = typer.Typer(
+    help="Describe, check, split and look at the scans of a study.", no_args_is_help=True, rich_markup_mode="rich"
+)
+
+Manifest = Annotated[Path, typer.Argument(help="Manifest (CSV) of the cohort.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Manifest to write.", show_default=False)]
+
+
+@app.command("import")
+def import_(  # noqa: PLR0913 - a command has an argument per option
+    source: Annotated[
+        Path,
+        typer.Argument(help="dataset.json, DeepMedic .cfg or table, or a folder.", show_default=False),
+    ],
+    output: Output,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATTERN of a channel's files, e.g. t1='sub-{subject}/anat/*_T1w.nii.gz'; repeat it."),
+    ] = None,
+    label_map: Annotated[str | None, typer.Option(help="Pattern of the label maps.")] = None,
+    roi: Annotated[str | None, typer.Option(help="Pattern of the rois.")] = None,
+    weight: Annotated[list[str] | None, typer.Option(help="NAME=PATTERN of sampling weight maps; repeat it.")] = None,
+    classes: Annotated[str, typer.Option(help="Names of the classes, background first, separated by commas.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the cohort.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Regular expression whose group finds the subject in a case's name.")
+    ] = None,
+) -> None:
+    r"""Write a manifest for scans that another tool's files, or name patterns, describe.
+
+    Reads the [bold]dataset.json[/] of the Medical Segmentation Decathlon and of nnU-Net, DeepMedic's [bold].cfg[/]
+    files and tables, and with [bold]--channel[/] any folder with regular names, such as BIDS derivatives. Patterns are
+    paths below the folder with *, **/, {subject}, {session} and {split}; without {subject}, sub-LABEL and ses-LABEL
+    count.
+    """
+    from dmx.cohort.importers import import_cohort
+    from dmx.cohort.importers.pattern import Patterns
+    from dmx.cohort.manifest import write_manifest
+
+    patterns = Patterns(_pairs("--channel", channel), label_map, roi, _pairs("--weight", weight))
+    with _progress("Reading") as progress:
+        imported = import_cohort(
+            source,
+            patterns=patterns,
+            split_dir=output.parent / f"{output.stem}_channels",
+            classes=tuple(classes.split(",")) if classes else (),
+            name=name,
+            subject=subject,
+            progress=progress,
+        )
+    write_manifest(imported.cohort, output)
+    for note in imported.notes:
+        err.print(f"[yellow]Note:[/] {escape(note)}")
+    cohort = imported.cohort
+    out.print(
+        f"{len(cohort.cases)} cases of {len(cohort.subjects)} subjects, channels {escape(', '.join(cohort.channels))}, "
+        f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}"
+    )
+    out.print(f"Next: dmx cohort check {escape(str(output))}")
+
+
+@app.command()
+def check(
+    manifest: Manifest,
+    fill: Annotated[
+        list[str] | None, typer.Option(help="Channel that cases may lack, as the experiment fills it; repeat it.")
+    ] = None,
+) -> None:
+    """Read every file and list all that is wrong; exit code 2 on an error."""
+    from dmx.cohort.check import check_cohort
+    from dmx.cohort.manifest import read_manifest
+
+    cohort = read_manifest(manifest)
+    with _progress("Checking") as progress:
+        report = check_cohort(cohort, fill=fill or (), progress=progress)
+    _print_report(report)
+    if report.errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(
+    manifest: Manifest,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.", show_default=False)],
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; repeat it.")] = None,
+) -> None:
+    """Write a picture per case: channels, label map, intensities and class volumes."""
+    from dmx.cohort.manifest import read_manifest
+    from dmx.cohort.show import show_cohort
+
+    cohort = read_manifest(manifest)
+    with _progress("Drawing") as progress:
+        shown = show_cohort(cohort, output, names=case or (), progress=progress)
+    classes = list(dict.fromkeys(name for one in shown for name in one.volumes_ml))
+    table = Table("case", *(f"{escape(name)} (ml)" for name in classes), "picture")
+    for one in shown:
+        volumes = (f"{one.volumes_ml[name]:.2f}" if name in one.volumes_ml else "" for name in classes)
+        table.add_row(escape(one.name), *volumes, escape(str(one.picture)))
+    out.print(table)
+
+
+@app.command()
+def split(  # noqa: PLR0913 - a command has an argument per option
+    manifest: Manifest,
+    output: Output,
+    training: Annotated[float, typer.Option(help="Share of the subjects for training.")] = 0.8,
+    validation: Annotated[float, typer.Option(help="Share for validation during the training.")] = 0.2,
+    evaluation: Annotated[float, typer.Option(help="Share held out for the evaluation.")] = 0.0,
+    fold: Annotated[
+        int | None, typer.Option(help="Take this fold (from 0) for validation instead; evaluation stays held out.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Number of folds.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+) -> None:
+    """Split a cohort by subject; the same seed is the same split, whatever the order of the rows."""
+    from dmx.cohort.manifest import read_manifest, write_manifest
+    from dmx.cohort.splits import k_fold, split_by_subject
+
+    cohort = read_manifest(manifest)
+    if fold is None:
+        fractions = {"training": training, "validation": validation, "evaluation": evaluation}
+        cohort = split_by_subject(cohort, fractions=fractions, seed=seed)
+    else:
+        cohort = k_fold(cohort, fold=fold, folds=folds, seed=seed)
+    write_manifest(cohort, output)
+    for name in ("training", "validation", "evaluation"):
+        cases = cohort.in_split(name)
+        out.print(f"{name}: {len(cases)} cases of {len({case.subject for case in cases})} subjects")
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """Return NAME=PATTERN options by name."""
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, pattern = text.partition("=")
+        if not (name and equals and pattern) or name in pairs:
+            raise CohortError(f"{option} must be NAME=PATTERN, each name once, got '{text}'.")
+        pairs[name] = pattern
+    return pairs
+
+
+def _print_report(report: "CheckReport") -> None:
+    if report.findings:
+        table = Table("severity", "case", "column", "finding", show_lines=False)
+        for finding in report.findings:
+            color = "red" if finding.severity == "error" else "yellow"
+            cells = (escape(text) for text in (finding.case, finding.column, finding.message))
+            table.add_row(f"[{color}]{finding.severity}[/]", *cells)
+        out.print(table)
+    out.print(
+        f"{escape(report.cohort)}: {report.num_cases} cases, {report.num_files} files, "
+        f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    )
+
+
+@contextmanager
+def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, and nothing elsewhere."""
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(word, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
