@@ -102,7 +102,7 @@ def _template(spacing: float) -> tuple[NDArray[np.float64], Array]:
     smooth: list[Array] = [
         ndimage.gaussian_filter(one, sigma) for one in (brain.astype(np.float32), gray, white, texture)
     ]
-    to_voxel: NDArray[np.float64] = np.linalg.inv(volume.affine)
+    to_voxel = np.asarray(np.linalg.inv(volume.affine), dtype=np.float64)
     return to_voxel, np.stack(smooth)
 
 
