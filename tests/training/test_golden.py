@@ -110,9 +110,10 @@ def largest_difference(golden: dict[str, np.ndarray], folder: str, values: dict[
     if folder.startswith("adam"):
         wanted = {name: tensor for name, tensor in wanted.items() if name not in WITHOUT_GRADIENT}
     assert len(wanted) > 20
-    # Learned variables are below 1; the statistics reach 7, where 1e-5 is about the resolution of a float32 sum.
+    # The statistics reach 8 and carry the rounding of a float32 sum over 20,000 voxels.
     return max(
-        float(((values[name] - tensor).abs() / tensor.abs().clamp(min=1.0)).max()) for name, tensor in wanted.items()
+        float((values[name] - tensor).abs().max()) / (10.0 if name.endswith(("means", "variances")) else 1.0)
+        for name, tensor in wanted.items()
     )
 
 
