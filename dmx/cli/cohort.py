@@ -30,6 +30,7 @@ def import_(  # noqa: PLR0913 - a command has an argument per option
         typer.Argument(help="dataset.json, DeepMedic .cfg or table, or a folder.", show_default=False),
     ],
     output: Output,
+    *,
     channel: Annotated[
         list[str] | None,
         typer.Option(help="NAME=PATTERN of a channel's files, e.g. t1='sub-{subject}/anat/*_T1w.nii.gz'; repeat it."),
@@ -120,6 +121,7 @@ def show(
 def split(  # noqa: PLR0913 - a command has an argument per option
     manifest: Manifest,
     output: Output,
+    *,
     training: Annotated[float, typer.Option(help="Share of the subjects for training.")] = 0.8,
     validation: Annotated[float, typer.Option(help="Share for validation during the training.")] = 0.2,
     evaluation: Annotated[float, typer.Option(help="Share held out for the evaluation.")] = 0.0,

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.files import atomic_file
@@ -27,8 +26,6 @@ _HISTOGRAM_INCHES = 1.5
 _BINS = 80
 # Name, axis across the page, axis up the page, letters at the left and right edge; axes are those of RAS.
 _PLANES = (("axial", 0, 1, "LR"), ("coronal", 0, 2, "LR"), ("sagittal", 1, 2, "PA"))
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

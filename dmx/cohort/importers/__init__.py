@@ -44,8 +44,8 @@ def import_cohort(  # noqa: PLR0913 - each source takes some of them
         imported = import_deepmedic(source)
     else:
         raise CohortError(
-            f"'{source}' must be or hold a dataset.json or DeepMedic's .cfg files; name patterns with --channel for any "
-            "other folder."
+            f"'{source}' must be or hold a dataset.json or DeepMedic's .cfg files; for any other folder name patterns "
+            "with --channel."
         )
     cohort = replace(imported.cohort, name=name or imported.cohort.name)
     if classes:
