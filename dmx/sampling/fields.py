@@ -13,9 +13,6 @@ from dmx.geometry import SegmentPlan
 Axes = tuple[Tensor, Tensor, Tensor]
 """Positions on each axis, in voxels; together they stand for the grid of their product."""
 
-OVERSHOOT = 1.25**3
-"""Largest value of a field relative to its largest control point."""
-
 
 @dataclass(frozen=True)
 class SmoothField:
@@ -32,8 +29,8 @@ class SmoothField:
     spacing: float
 
     def at(self, axes: Axes) -> Tensor:
-        """Return the field ``[C, I, J, K]`` on the grid of three axes of positions."""
-        field = self.controls.to(axes[0].device)
+        """Return the field ``[C, I, J, K]`` on the grid of three axes of positions, all on the CPU."""
+        field = self.controls
         for axis, positions in enumerate(axes):
             weights = _weights((positions - self.origin[axis]) / self.spacing, field.shape[1])
             # Each pass moves the axis that it interpolates to the end, so that three passes restore the order.
@@ -68,16 +65,14 @@ def _weights(position: Tensor, count: int) -> Tensor:
         ],
         dim=1,
     )
-    index = (base.long()[:, None] + torch.arange(-1, 3, device=position.device)).clamp(0, count - 1)
-    return torch.zeros(len(position), count, dtype=near.dtype, device=near.device).scatter_add_(1, index, near)
+    index = (base.long()[:, None] + torch.arange(-1, 3)).clamp(0, count - 1)
+    return torch.zeros(len(position), count, dtype=near.dtype).scatter_add_(1, index, near)
 
 
-def patch_axes(
-    offset: Sequence[int], shape: Sequence[int], factor: Sequence[int], *, mean: bool, device: torch.device | str
-) -> Axes:
+def patch_axes(offset: Sequence[int], shape: Sequence[int], factor: Sequence[int], *, mean: bool) -> Axes:
     """Return the positions of a patch's voxels: the middle of what each averages, or the voxel that it takes."""
     i, j, k = (
-        torch.arange(n, dtype=torch.float64, device=device) * f + (o + ((f - 1) / 2 if mean else 0.0))
+        torch.arange(n, dtype=torch.float64) * f + (o + ((f - 1) / 2 if mean else 0.0))
         for o, n, f in zip(offset, shape, factor, strict=True)
     )
     return (i, j, k)

@@ -94,10 +94,8 @@ def bias_field(patches: Sequence[Tensor], plan: SegmentPlan, section: BiasFieldS
     channels = patches[0].shape[0]
     # Coils vary on the scale of the body part: three control points across the widest patch.
     field = draw_field(key, plan, channels=channels, spacing=extent / 2, std=section.std)
-    return [
-        values * torch.exp(field.at(patch_axes(p.offset, p.shape, p.factor, mean=p.reduction == "mean", device=device)))
-        for p, values in zip(plan.patches, patches, strict=True)
-    ]
+    axes = [patch_axes(p.offset, p.shape, p.factor, mean=p.reduction == "mean") for p in plan.patches]
+    return [values * torch.exp(field.at(a)).to(device) for a, values in zip(axes, patches, strict=True)]
 
 
 def blur(patches: Sequence[Tensor], plan: SegmentPlan, section: BlurSection, key: int) -> list[Tensor]:

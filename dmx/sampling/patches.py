@@ -1,5 +1,6 @@
 """Cut the patches of a segment out of a volume, wherever the segment lies."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,27 +71,31 @@ def mean_blocks(volume_CIJK: Tensor, first: Triple, count: Triple, factor: Tripl
         lows.append(low - begin)
     box = volume_CIJK[tuple(inner)]
     for axis, (low, number, step) in enumerate(zip(lows, count, factor, strict=True), start=1):
-        box = _mean_axis(box, axis, low, number, step)
-    return box
+        box = _sum_axis(box, axis, low, number, step)
+    covered = math.prod(factor)
+    return box if covered == 1 else box / covered
 
 
-def _mean_axis(box: Tensor, axis: int, low: int, count: int, step: int) -> Tensor:
-    """Average along one axis: whole blocks as views, those that leave the box from repeated planes."""
+def _sum_axis(box: Tensor, axis: int, low: int, count: int, step: int) -> Tensor:
+    """Add up blocks along one axis: whole blocks as views, those that leave the box plane by plane."""
     length = box.shape[axis]
     begin = min(count, max(0, -(low // step)))
     end = max(begin, min(count, (length - low) // step))
-    parts = []
-    for a, b, inside in ((0, begin, False), (begin, end, True), (end, count, False)):
-        if a == b:
-            continue
-        if inside:
-            planes = box.narrow(axis, low + a * step, (b - a) * step)
-        else:
-            index = torch.arange(low + a * step, low + b * step, device=box.device).clamp(0, length - 1)
-            planes = box.index_select(axis, index)
-        parts.append(_sum_blocks(planes, axis, step))
-    total = parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
-    return total if step == 1 else total / step
+
+    def leaving(block: int) -> Tensor:
+        planes = [min(max(at, 0), length - 1) for at in range(low + block * step, low + (block + 1) * step)]
+        total = box.narrow(axis, planes[0], 1)
+        if planes[0] == planes[-1]:
+            return total if step == 1 else total * step
+        for at in planes[1:]:
+            total = total + box.narrow(axis, at, 1)
+        return total
+
+    parts = [leaving(block) for block in range(begin)]
+    if begin < end:
+        parts.append(_sum_blocks(box.narrow(axis, low + begin * step, (end - begin) * step), axis, step))
+    parts += [leaving(block) for block in range(end, count)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
 
 
 def _sum_blocks(planes: Tensor, axis: int, step: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dmx.geometry import PatchPlan, Triple, triple
 from dmx.sampling.batch import IGNORED
-from dmx.sampling.fields import OVERSHOOT, Axes, SmoothField, patch_axes
+from dmx.sampling.fields import Axes, SmoothField, patch_axes
 from dmx.sampling.patches import cut_deepmedic, first_voxels, mean_blocks
 
 Point = tuple[float, float, float]
@@ -42,11 +42,30 @@ class AffineMap:
         moved = (sum(m * x for m, x in zip(row, center, strict=True)) for row in (a, b, c))
         return cls((a, b, c), _point([x - y for x, y in zip(center, moved, strict=True)]))
 
+    @classmethod
+    def along_axes(cls, scale: Sequence[float], offset: Sequence[float]) -> "AffineMap":
+        """Return the map that scales and moves each axis."""
+        a, b, c = scale
+        return cls(((a, 0.0, 0.0), (0.0, b, 0.0), (0.0, 0.0, c)), _point(offset))
+
     def __call__(self, points: Points) -> Points:
         """Map points."""
         x, y, z = points
-        a, b, c = (row[0] * x + row[1] * y + row[2] * z + t for row, t in zip(self.matrix, self.offset, strict=True))
+        # Grids broadcast: the sums grow to full size only with the last term.
+        a, b, c = ((row[0] * x + t) + row[1] * y + row[2] * z for row, t in zip(self.matrix, self.offset, strict=True))
         return (a, b, c)
+
+    def then(self, after: "AffineMap | None") -> "AffineMap":
+        """Return this map followed by another."""
+        if after is None:
+            return self
+        matrix = [[sum(after.matrix[r][n] * self.matrix[n][c] for n in range(3)) for c in range(3)] for r in range(3)]
+        offset = [
+            sum(m * t for m, t in zip(row, self.offset, strict=True)) + last
+            for row, last in zip(after.matrix, after.offset, strict=True)
+        ]
+        a, b, c = (_point(row) for row in matrix)
+        return AffineMap((a, b, c), _point(offset))
 
     def corners(self, box: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         """Return the lowest and highest coordinates per axis of a box given by the same."""
@@ -63,6 +82,9 @@ class AffineMap:
         offset = -matrix @ torch.tensor(self.offset, dtype=torch.float64)
         a, b, c = matrix.tolist()
         return AffineMap((_point(a), _point(b), _point(c)), _point(offset.tolist()))
+
+
+_IDENTITY = AffineMap(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -84,30 +106,21 @@ class SpatialMap:
     order: int = 1
 
     @property
-    def reach(self) -> float:
-        """Largest displacement in voxels along an axis."""
-        return OVERSHOOT * float(self.elastic.controls.abs().amax()) if self.elastic is not None else 0.0
+    def to_image(self) -> AffineMap:
+        """The segment's affine map."""
+        return self.segment or _IDENTITY
 
-    def in_image(self, axes: Axes) -> Points:
-        """Return where a grid of voxels lies in the image, changed by the image's map or not."""
-        i, j, k = axes
-        points = (i[:, None, None], j[None, :, None], k[None, None, :])
-        if self.elastic is not None:
-            local = (i - self.start[0], j - self.start[1], k - self.start[2])
-            moved = self.elastic.at(local).to(i.dtype)
-            points = (points[0] + moved[0], points[1] + moved[1], points[2] + moved[2])
-        return points if self.segment is None else self.segment(points)
+    @property
+    def to_volume(self) -> AffineMap:
+        """The segment's affine map followed by the image's."""
+        return self.to_image.then(self.image)
 
-    def in_volume(self, points: Points) -> Points:
-        """Return where points of the image lie in the volume."""
-        return points if self.image is None else self.image(points)
-
-    def bounds(self, axes: Axes) -> list[tuple[float, float]]:
-        """Return the box of the volume that a grid reads, lowest and highest coordinate per axis."""
-        box = [(float(axis[0]) - self.reach, float(axis[-1]) + self.reach) for axis in axes]
-        for step in (self.segment, self.image):
-            box = box if step is None else step.corners(box)
-        return box
+    def displacement(self, axes: Axes) -> Tensor | None:
+        """Return the elastic displacement ``[3, I, J, K]`` on a grid of voxels."""
+        if self.elastic is None:
+            return None
+        i, j, k = (axis - first for axis, first in zip(axes, self.start, strict=True))
+        return self.elastic.at((i, j, k))
 
 
 def sample_patch(channels_CIJK: Tensor, start: Triple, patch: PatchPlan, spatial: SpatialMap) -> Tensor:
@@ -120,61 +133,91 @@ def sample_patch(channels_CIJK: Tensor, start: Triple, patch: PatchPlan, spatial
     if patch.border == "deepmedic" and spatial.segment is None and spatial.elastic is None:
         return _sample_deepmedic(channels_CIJK, first, patch, spatial)
     mean = patch.reduction == "mean"
+    axes = patch_axes(first, patch.shape, patch.factor, mean=mean)
     factor = patch.factor if mean else (1, 1, 1)
-    # Positions are computed on the CPU where they decide what is read, so that a GPU need not be waited for.
-    box = spatial.bounds(patch_axes(first, patch.shape, patch.factor, mean=mean, device="cpu"))
-    axes = patch_axes(first, patch.shape, patch.factor, mean=mean, device=channels_CIJK.device)
-    points = spatial.in_volume(spatial.in_image(axes))
-    low, count = _blocks(box, first, factor, triple(channels_CIJK.shape[1:]))
-    cut = mean_blocks if mean else first_voxels
-    blocks = cut(channels_CIJK, low, count, factor)
-    i, j, k = ((p - a - (f - 1) / 2) / f for p, a, f in zip(points, low, factor, strict=True))
-    return interpolate(blocks, (i, j, k), spatial.order).to(torch.float32)
+    return _sample(channels_CIJK, axes, first, factor, spatial).to(torch.float32)
 
 
 def sample_labels(labels_IJK: Tensor, start: Triple, shape: Triple, spatial: SpatialMap) -> Tensor:
     """Return the nearest labels of a block seen through a map, int64, ``IGNORED`` where it leaves the image."""
-    axes = patch_axes(start, shape, (1, 1, 1), mean=False, device=labels_IJK.device)
-    seen = spatial.in_image(axes)
-    index, inside = [], torch.ones((), dtype=torch.bool, device=labels_IJK.device)
-    for image, source, length in zip(seen, spatial.in_volume(seen), labels_IJK.shape, strict=True):
+    axes = patch_axes(start, shape, (1, 1, 1), mean=False)
+    device = labels_IJK.device
+    displacement = spatial.displacement(axes)
+    seen = _grid(spatial.to_image, axes, displacement, dtype=torch.float64, device=device)
+    read = seen if spatial.image is None else spatial.image(seen)
+    index, inside = [], torch.ones((), dtype=torch.bool, device=device)
+    for image, source, length in zip(seen, read, labels_IJK.shape, strict=True):
         voxel = (image + 0.5).floor()
         inside = inside & (voxel >= 0) & (voxel < length)
         index.append((source + 0.5).floor().long().clamp(0, length - 1))
-    block = labels_IJK[tuple(index)].to(torch.int64)
-    return torch.where(inside, block, IGNORED)
+    return torch.where(inside, labels_IJK[tuple(index)].to(torch.int64), IGNORED)
 
 
-def interpolate(volume_CIJK: Tensor, points: Points, order: int) -> Tensor:
-    """Return a volume's values at points in its voxels, the nearest voxel's beyond its edge.
+def _sample(channels_CIJK: Tensor, axes: Axes, first: Triple, factor: Triple, spatial: SpatialMap) -> Tensor:
+    """Read the box of blocks that a grid needs and interpolate between the blocks' middles."""
+    displacement = spatial.displacement(axes)
+    # Positions are bounded on the CPU, so that a GPU need not be waited for.
+    box = [(float(axis[0]), float(axis[-1])) for axis in axes]
+    if displacement is not None:
+        ranges = zip(displacement.amin(dim=(1, 2, 3)).tolist(), displacement.amax(dim=(1, 2, 3)).tolist(), strict=True)
+        box = [(a + low, b + high) for (a, b), (low, high) in zip(box, ranges, strict=True)]
+    box = spatial.to_volume.corners(box)
+    low, count = _blocks(box, first, factor, triple(channels_CIJK.shape[1:]))
+    # Blocks of one voxel lie next to each other already.
+    blocks = (mean_blocks if max(factor) > 1 else first_voxels)(channels_CIJK, low, count, factor)
+    scale = [1 / step for step in factor]
+    offset = [-(at + (step - 1) / 2) / step for at, step in zip(low, factor, strict=True)]
+    total = spatial.to_volume.then(AffineMap.along_axes(scale, offset))
+    return interpolate(blocks, axes, total, displacement=displacement, order=spatial.order)
+
+
+def _grid(
+    affine: AffineMap, axes: Axes, displacement: Tensor | None, *, dtype: torch.dtype, device: torch.device
+) -> Points:
+    """Return where a map puts a displaced grid."""
+    i, j, k = (axis.to(device) for axis in axes)
+    rows = zip(affine.matrix, affine.offset, strict=True)
+    terms = ((row[0] * i + t, row[1] * j, row[2] * k) for row, t in rows)
+    x, y, z = (
+        a.to(dtype)[:, None, None] + b.to(dtype)[None, :, None] + c.to(dtype)[None, None, :] for a, b, c in terms
+    )
+    if displacement is None:
+        return (x, y, z)
+    matrix = torch.tensor(affine.matrix, dtype=dtype)
+    moved = (matrix @ displacement.to(dtype).flatten(1)).reshape(displacement.shape).to(device)
+    return (x + moved[0], y + moved[1], z + moved[2])
+
+
+def interpolate(
+    volume_CIJK: Tensor, axes: Axes, affine: AffineMap, *, displacement: Tensor | None = None, order: int = 1
+) -> Tensor:
+    """Return a volume's values where a map puts a grid, the nearest voxel's beyond its edge.
 
     Args:
-        volume_CIJK: Floating point; its precision is that of the result.
-        points: Coordinates.
+        volume_CIJK: Floating point; float64 stays so, everything else gives float32.
+        axes: Positions on each axis of the grid, on the CPU.
+        affine: Map into voxels of the volume.
+        displacement: Added to the positions before the map, ``[3, I, J, K]``; None: none.
         order: 1 linear, 0 nearest (a half is rounded up).
     """
     lengths = volume_CIJK.shape[1:]
+    device = volume_CIJK.device
     if order == 0:
+        points = _grid(affine, axes, displacement, dtype=torch.float64, device=device)
         i, j, k = ((p + 0.5).floor().long().clamp(0, n - 1) for p, n in zip(points, lengths, strict=True))
         return volume_CIJK[:, i, j, k]
     volume = volume_CIJK if volume_CIJK.dtype == torch.float64 else volume_CIJK.to(torch.float32)
-    unit = [(p * (2.0 / max(n - 1, 1)) - 1.0).to(volume.dtype) for p, n in zip(points, lengths, strict=True)]
+    to_unit = AffineMap.along_axes([2.0 / max(n - 1, 1) for n in lengths], (-1.0, -1.0, -1.0))
+    points = _grid(affine.then(to_unit), axes, displacement, dtype=volume.dtype, device=device)
     # grid_sample counts axes from the last.
-    shape = [max(u.shape[axis] for u in unit) for axis in range(3)]
-    grid = torch.stack([u.expand(shape) for u in reversed(unit)], dim=-1)
-    sampled = functional.grid_sample(volume[None], grid[None], padding_mode="border", align_corners=True)
-    return sampled[0]
+    grid = torch.stack(points[::-1], dim=-1)
+    return functional.grid_sample(volume[None], grid[None], padding_mode="border", align_corners=True)[0]
 
 
 def _sample_deepmedic(channels_CIJK: Tensor, first: Triple, patch: PatchPlan, spatial: SpatialMap) -> Tensor:
     def read(voxels: Sequence[range]) -> Tensor:
         i, j, k = (torch.tensor(list(v), dtype=torch.float64) for v in voxels)
-        lengths = triple(channels_CIJK.shape[1:])
-        low, count = _blocks(spatial.bounds((i, j, k)), (0, 0, 0), (1, 1, 1), lengths)
-        box = first_voxels(channels_CIJK, low, count, (1, 1, 1))
-        device = channels_CIJK.device
-        x, y, z = spatial.in_volume(spatial.in_image((i.to(device), j.to(device), k.to(device))))
-        return interpolate(box, (x - low[0], y - low[1], z - low[2]), spatial.order)
+        return _sample(channels_CIJK, (i, j, k), (0, 0, 0), (1, 1, 1), spatial)
 
     return cut_deepmedic(read, triple(channels_CIJK.shape[1:]), first, patch)
 
