@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Describe, check, split and look at the scans of a study.", no_args_is_help=True, rich_markup_mode="rich"
 )
+
+
+class Kind(Enum):
+    """Which demonstration cohort."""
+
+    A = "A"
+    B = "B"
+
 
 Manifest = Annotated[Path, typer.Argument(help="Manifest (CSV) of the cohort.", show_default=False)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Manifest to write.", show_default=False)]
@@ -75,6 +84,33 @@ def import_(  # noqa: PLR0913 - a command has an argument per option
         f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}"
     )
     out.print(f"Next: dmx cohort check {escape(str(output))}")
+
+
+@app.command()
+def make(
+    kind: Annotated[Kind, typer.Argument(help="A: like strokes, 2 classes. B: like tumors, 4 classes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for scans and manifest.", show_default=False)],
+    *,
+    cases: Annotated[int, typer.Option(help="Number of cases.")] = 24,
+    spacing: Annotated[float, typer.Option(help="Voxel size in mm, 1 to 8.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Another seed makes other heads.")] = 0,
+    processes: Annotated[int, typer.Option(help="Processes that make cases.")] = 1,
+) -> None:
+    """Make a demonstration cohort: heads that never lived, with lesions whose outline is known exactly."""
+    from dmx.cohort.demo import make_demo_cohort
+
+    with _progress("Making") as progress:
+        cohort = make_demo_cohort(
+            output,
+            kind.value,
+            cases=cases,
+            spacing_mm=spacing,
+            seed=seed,
+            processes=processes,
+            progress=lambda done, total, _: progress(done, total),
+        )
+    splits = ", ".join(f"{len(cohort.in_split(name))} {name}" for name in ("training", "validation", "evaluation"))
+    out.print(f"{escape(cohort.name)}: {len(cohort.cases)} cases ({splits}): {escape(str(cohort.manifest))}")
 
 
 @app.command()

@@ -97,7 +97,7 @@ def make_demo_case(
     warp = anatomy.random_warp(rng, grid)
     tissue = anatomy.sample_tissue(warp, grid)
     if kind == "A":
-        labels = lesions.stroke_labels(rng, grid, tissue)
+        labels = lesions.stroke_labels(rng, grid, tissue, warp)
     else:
         center = lesions.tumor_center(rng, tissue)
         tissue = anatomy.sample_tissue(lesions.mass_effect(rng, warp, grid, center), grid)

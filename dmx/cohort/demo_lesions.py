@@ -63,21 +63,18 @@ def _best_connected(score: Array, inside: Region, wanted: int) -> Region:
     return part
 
 
-def stroke_labels(rng: Generator, grid: Grid, tissue: Tissue) -> Labels:
+def stroke_labels(rng: Generator, grid: Grid, tissue: Tissue, warp: Array) -> Labels:
     """Return 0 background, 1 lesion: one to three lesions of one hemisphere, together 0.6 to 80 ml."""
     total = float(np.clip(rng.lognormal(1.9, 1.0), 0.6, 80.0))
     shares = np.sort(rng.dirichlet([2.0] * int(rng.integers(1, 4))))[::-1]
-    left = np.arange(grid.shape[0])[:, None, None] < grid.shape[0] / 2
-    side = left if rng.random() < 0.5 else ~left
+    # The template's left and right: an artery feeds one of them.
+    side = tissue.brain & (warp[0] * rng.choice([-1.0, 1.0]) > 0)
     prior = tissue.gray + tissue.white - 0.8 * tissue.csf
     labels = np.zeros(grid.shape, dtype=np.uint8)
     for share in shares:
-        places = (tissue.white + 0.6 * tissue.gray) * side * (labels == 0)
-        center = pick_center(rng, places)
-        lesion = grow(
-            rng, grid, center=center, volume_ml=total * float(share), inside=tissue.brain & (labels == 0), prior=prior
-        )
-        labels[lesion] = 1
+        free = side & (labels == 0)
+        center = pick_center(rng, (tissue.white + 0.6 * tissue.gray) * free)
+        labels[grow(rng, grid, center=center, volume_ml=total * float(share), inside=free, prior=prior)] = 1
     return labels
 
 
