@@ -45,11 +45,11 @@ def read_manifest(path: str | Path) -> Cohort:
     return Cohort(name=name, classes=classes, channels=channels, cases=tuple(cases.values()), manifest=path)
 
 
-def write_manifest(cohort: Cohort, path: str | Path) -> None:
-    """Write a manifest, complete or not at all, its paths relative to its folder.
+def manifest_text(cohort: Cohort, path: str | Path) -> str:
+    """Return a manifest as text, its paths relative to the folder of the file that it is meant for.
 
     Raises:
-        CohortError: A name cannot stand in a manifest, or the file cannot be written.
+        CohortError: A name cannot stand in a manifest.
     """
     path = Path(path).absolute()
     if not cohort.cases:
@@ -71,9 +71,20 @@ def write_manifest(cohort: Cohort, path: str | Path) -> None:
     writer.writeheader()
     for case in cohort.cases:
         writer.writerow(_cells(path, case))
+    return text.getvalue()
+
+
+def write_manifest(cohort: Cohort, path: str | Path) -> None:
+    """Write a manifest, complete or not at all, its paths relative to its folder.
+
+    Raises:
+        CohortError: A name cannot stand in a manifest, or the file cannot be written.
+    """
+    path = Path(path).absolute()
+    text = manifest_text(cohort, path)
     try:
         with atomic_file(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.encode())
     except OSError as error:
         raise CohortError(f"Manifest '{path}' cannot be written: {error.strerror or error}.") from error
 

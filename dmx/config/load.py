@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +15,8 @@ from dmx.errors import ConfigError, suggest
 
 _MAX_SHOWN = 60
 
+Section = TypeVar("Section")
+
 
 @cache
 def _adapter() -> TypeAdapter[Experiment]:
@@ -24,7 +26,8 @@ def _adapter() -> TypeAdapter[Experiment]:
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment and apply overrides such as ``training.epochs=5``.
 
-    A relative manifest is taken from the experiment's folder. A resolved ``config.yaml`` of a run is accepted as well.
+    A relative manifest is taken from the experiment's folder, or else from the working directory. A resolved
+    ``config.yaml`` of a run is accepted as well.
 
     Raises:
         ConfigError: The file cannot be read, or names every setting that cannot be used.
@@ -60,7 +63,10 @@ def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict
     values = dict(raw)
     cohort = values.get("cohort")
     if folder is not None and isinstance(cohort, dict) and isinstance(cohort.get("manifest"), str):
-        values["cohort"] = {**cohort, "manifest": str((folder / cohort["manifest"]).resolve())}
+        manifest = Path(cohort["manifest"])
+        # The configuration that a run keeps names its manifest relative to the project.
+        place = next((base for base in (folder, Path.cwd()) if (base / manifest).is_file()), folder)
+        values["cohort"] = {**cohort, "manifest": str((place / manifest).resolve())}
     return values
 
 
@@ -144,6 +150,19 @@ def _place(values: Any, path: Sequence[str], value: object, word: str) -> None:
         values[int(last)] = value
     else:
         values[last] = value
+
+
+def section_from_dict(section: type[Section], values: Mapping[str, Any]) -> Section:
+    """Return a section from the plain values that a checkpoint keeps of it.
+
+    Raises:
+        ConfigError: The values are not those of such a section.
+    """
+    try:
+        return TypeAdapter(section).validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
+        raise ConfigError(f"{section.__name__}: {problems}") from None
 
 
 def as_dict(experiment: Experiment) -> dict[str, Any]:
