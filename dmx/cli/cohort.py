@@ -53,12 +53,14 @@ def import_(  # noqa: PLR0913 - a command has an argument per option
         str | None, typer.Option(help="Regular expression whose group finds the subject in a case's name.")
     ] = None,
 ) -> None:
-    r"""Write a manifest for scans that another tool's files, or name patterns, describe.
+    """Write a manifest for scans that other files, or name patterns, describe.
 
-    Reads the [bold]dataset.json[/] of the Medical Segmentation Decathlon and of nnU-Net, DeepMedic's [bold].cfg[/]
-    files and tables, and with [bold]--channel[/] any folder with regular names, such as BIDS derivatives. Patterns are
-    paths below the folder with *, **/, {subject}, {session} and {split}; without {subject}, sub-LABEL and ses-LABEL
-    count.
+    Reads the [bold]dataset.json[/] of the Medical Segmentation Decathlon and of
+    nnU-Net, DeepMedic's [bold].cfg[/] files and tables, and with [bold]--channel[/]
+    any folder with regular names, such as BIDS derivatives.
+
+    Patterns are paths below the folder with *, **/, {subject}, {session} and
+    {split}; without {subject}, sub-LABEL and ses-LABEL of BIDS count.
     """
     from dmx.cohort.importers import import_cohort
     from dmx.cohort.importers.pattern import Patterns
@@ -81,9 +83,10 @@ def import_(  # noqa: PLR0913 - a command has an argument per option
     cohort = imported.cohort
     out.print(
         f"{len(cohort.cases)} cases of {len(cohort.subjects)} subjects, channels {escape(', '.join(cohort.channels))}, "
-        f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}"
+        f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}",
+        soft_wrap=True,
     )
-    out.print(f"Next: dmx cohort check {escape(str(output))}")
+    out.print(f"Next: dmx cohort check {escape(str(output))}", soft_wrap=True)
 
 
 @app.command()

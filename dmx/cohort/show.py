@@ -13,7 +13,7 @@ import numpy as np
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.files import atomic_file
 from dmx.cohort.view import Array, CaseView, class_volumes, inside, load_view
-from dmx.errors import CohortError
+from dmx.errors import CohortError, suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +56,9 @@ def show_cohort(
         CohortError: A named case is not in the cohort, or a file of a case cannot be used.
     """
     known = {case.name: case for case in cohort.cases}
-    if unknown := [name for name in names if name not in known]:
-        raise CohortError(f"Cohort '{cohort.name}' has no case {', '.join(map(repr, unknown))}, it has {_some(known)}.")
+    for name in names:
+        if name not in known:
+            raise CohortError(f"Cohort '{cohort.name}' has no case '{name}'.{suggest(name, known)}")
     shown = []
     cases = [known[name] for name in dict.fromkeys(names)] or list(cohort.cases)
     for index, case in enumerate(cases):
@@ -82,11 +83,6 @@ def case_figure(case: Case, classes: Sequence[str] = ()) -> "Figure":
 def class_color(index: int) -> str:
     """Return the color of a class other than the background."""
     return _COLORS[(index - 1) % len(_COLORS)]
-
-
-def _some(names: Sequence[str] | dict[str, Case]) -> str:
-    shown = list(names)[:5]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _draw(case: Case, view: CaseView, classes: Sequence[str]) -> "Figure":
