@@ -18,11 +18,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from dmx.errors import ModelError
 from dmx.geometry import SegmentPlan, Triple, triple
 from dmx.model.network import Network
+
+Region = NDArray[np.bool_]
 
 _REFERENCE_SIZES = (32, 48, 64, 96, 128, 192, 256)
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -101,29 +104,25 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def occupied(roi: Tensor | None, lows: Sequence[int], highs: Sequence[int]) -> list[tuple[int, int]] | None:
+def occupied(roi: Region | None, lows: Sequence[int], highs: Sequence[int]) -> list[tuple[int, int]] | None:
     """Return per axis the range that the roi covers inside a box, or None where it covers nothing.
 
     Args:
-        roi: Binary array [I, J, K], or None for everything.
+        roi: Region [I, J, K], or None for everything.
         lows: First voxel of the box.
         highs: Voxel after its last.
     """
     if roi is None:
         return list(zip(lows, highs, strict=True))
-    box = roi[tuple(slice(low, high) for low, high in zip(lows, highs, strict=True))] != 0
-    ranges = []
-    for axis in range(3):
-        other = [a for a in range(3) if a != axis]
-        hits = box.any(dim=other[1]).any(dim=other[0]).nonzero()
-        if len(hits) == 0:
-            return None
-        ranges.append((lows[axis] + int(hits[0]), lows[axis] + int(hits[-1]) + 1))
-    return ranges
+    box = roi[tuple(slice(low, high) for low, high in zip(lows, highs, strict=True))]
+    if not box.any():
+        return None
+    hits = [np.flatnonzero(np.any(box, axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return [(low + int(found[0]), low + int(found[-1]) + 1) for low, found in zip(lows, hits, strict=True)]
 
 
 def fitted_tiles(
-    shape: Triple, plans: Plans, largest: Triple, *, roi: Tensor | None = None, overlap: float = 0.0
+    shape: Triple, plans: Plans, largest: Triple, *, roi: Region | None = None, overlap: float = 0.0
 ) -> Iterator[Tile]:
     """Yield tiles in slabs, rows and pieces, each fitted to what the roi covers there.
 
@@ -172,7 +171,7 @@ def _intervals(covered: tuple[int, int], largest: int, alignment: int, overlap: 
 
 
 def grid_tiles(
-    shape: Triple, plans: Plans, plan: SegmentPlan, *, roi: Tensor | None = None, overlap: float = 0.0
+    shape: Triple, plans: Plans, plan: SegmentPlan, *, roi: Region | None = None, overlap: float = 0.0
 ) -> Iterator[Tile]:
     """Yield tiles of one size that stay inside of the volume; the last one of an axis is shifted back.
 
@@ -195,7 +194,7 @@ def grid_tiles(
     for k, j, i in product(*reversed(starts)):
         start = (i, j, k)
         end = [min(n, s + o) for n, s, o in zip(shape, start, plan.output_shape, strict=True)]
-        if occupied(roi, start, end) is not None:
+        if roi is None or roi[tuple(slice(s, e) for s, e in zip(start, end, strict=True))].any():
             yield Tile(start, plan)
 
 

@@ -90,10 +90,10 @@ class LabelSink:
 
 
 def gaussian(shape: Triple, device: torch.device) -> Tensor:
-    """Return the weights of a tile's voxels: 1 in the middle, at least 0.001 in the corners."""
+    """Return the weights of a tile's voxels: 1 in the middle, at least a thousandth of it per axis at the border."""
     weight = torch.ones((), device=device)
     for axis, length in enumerate(shape):
         distance = torch.arange(length, device=device, dtype=torch.float32) - (length - 1) / 2
-        profile = torch.exp(-0.5 * (distance / (length / 8)) ** 2)
+        profile = torch.exp(-0.5 * (distance / (length / 8)) ** 2).clamp_min(1e-3)
         weight = weight * profile.reshape([-1 if a == axis else 1 for a in range(3)])
-    return weight.clamp_min(1e-3)
+    return weight

@@ -18,6 +18,7 @@ from dmx.evaluation.memory import forward_bytes, free_bytes
 from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
 from dmx.geometry import SegmentPlan, Triple, triple
 from dmx.model.network import Network
+from dmx.model.spec import size_text
 from dmx.sampling.patches import cut_patches
 
 Progress = Callable[[int, int], None]
@@ -118,6 +119,7 @@ class _Job:
         self._shape = triple(channels_CIJK.shape[1:])
         _check_roi(roi, self._shape)
         self._roi = roi
+        self._region = None if roi is None else (roi != 0).cpu().numpy()
         self._channels = self._held_near(channels_CIJK)
         self._sink = sink
         self._features = features
@@ -127,25 +129,23 @@ class _Job:
     def run(self, progress: Progress | None) -> Tensor:
         """Predict, with smaller tiles as often as memory runs out."""
         predictor = self._predictor
-        plan = self._first_plan()
+        first = plan = self._first_plan()
         while True:
             try:
-                with _evaluating(predictor.network), torch.inference_mode(), self._hooks():
+                with _evaluating(predictor.network), torch.no_grad(), self._hooks():
                     result = self._predict(plan, progress)
-                return result.clone() if result.is_inference() else result
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                smaller = self._halved(plan)
-                if smaller is None:
-                    raise ModelError(
-                        f"A tile of {plan.shape} voxels is the smallest that this network takes, and it does not fit "
-                        f"into the memory of {predictor.device}. Predict on another device, or with precision bf16."
-                    ) from error
-                _LOG.warning("Tiles of %s do not fit into memory; going on with %s.", plan.shape, smaller.shape)
-                plan = smaller
+                plan = self._halved(plan, error)
+            else:
+                break
             if predictor.device.type == "cuda":
                 torch.cuda.empty_cache()
+        if plan is not first:
+            sizes = (size_text(first.shape), predictor.device, size_text(plan.shape))
+            _LOG.warning("Tiles of %s voxels did not fit into the memory of %s; %s did.", *sizes)
+        return result
 
     def _predict(self, plan: SegmentPlan, progress: Progress | None) -> Tensor:
         section = self._predictor.section
@@ -182,9 +182,9 @@ class _Job:
         """Return the tiles; one at least, which tells the number of classes when the roi is empty."""
         overlap = self._predictor.section.overlap
         if self._plans.has_margin and not self._plans.inside:
-            tiles = fitted_tiles(self._shape, self._plans, plan.output_shape, roi=self._roi, overlap=overlap)
+            tiles = fitted_tiles(self._shape, self._plans, plan.output_shape, roi=self._region, overlap=overlap)
         else:
-            tiles = grid_tiles(self._shape, self._plans, plan, roi=self._roi, overlap=overlap)
+            tiles = grid_tiles(self._shape, self._plans, plan, roi=self._region, overlap=overlap)
         return list(tiles) or [Tile((0, 0, 0), plan)]
 
     def _first_plan(self) -> SegmentPlan:
@@ -199,7 +199,7 @@ class _Job:
     def _automatic(self) -> SegmentPlan:
         """Cut what the roi covers into as few equal blocks as memory (and speed on a CPU) allow."""
         plans = self._plans
-        ranges = occupied(self._roi, (0, 0, 0), self._shape) or [(0, 1)] * 3
+        ranges = occupied(self._region, (0, 0, 0), self._shape) or [(0, 1)] * 3
         extent = triple([high - low for low, high in ranges])
         if plans.inside:
             margins = zip(self._shape, plans.margin_before, plans.margin_after, strict=True)
@@ -220,13 +220,18 @@ class _Job:
         need = forward_bytes(self._predictor.network, plan, channels=len(self._channels), batch=batch)
         return need <= _SHARE.get(device.type, 0.5) * free_bytes(device)
 
-    def _halved(self, plan: SegmentPlan) -> SegmentPlan | None:
-        """Return a plan with half of the longest axis, or None where the network takes nothing smaller."""
+    def _halved(self, plan: SegmentPlan, error: RuntimeError) -> SegmentPlan:
+        """Return a plan with half of the longest axis, or raise where the network takes nothing smaller."""
         block = list(plan.output_shape)
         axis = block.index(max(block))
         block[axis] = -(-block[axis] // 2)
         smaller = self._plans.covering(triple(block))
-        return smaller if math.prod(smaller.shape) < math.prod(plan.shape) else None
+        if math.prod(smaller.shape) >= math.prod(plan.shape):
+            raise ModelError(
+                f"A tile of {size_text(plan.shape)} voxels is the smallest that this network takes, and it does not "
+                f"fit into the memory of {self._predictor.device}. Use another device or prediction.precision bf16."
+            ) from error
+        return smaller
 
     def _held_near(self, channels_CIJK: Tensor) -> Tensor:
         """Move the volume to an accelerator with room for it, so that patches are cut there."""
@@ -289,6 +294,6 @@ def _evaluating(network: Network) -> Iterator[None]:
             module.training = training
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether memory ran out; the CPU's allocator raises a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -70,7 +70,7 @@ def test_the_table_keeps_the_order_of_the_keys_and_leaves_missing_cells_empty():
 def test_the_summary_is_strict_json():
     rows = rows_of(None, 0.5)
     text = summary_json(summarize(rows, ["a", "b"]), rows, ["core"])
-    content = json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+    content = json.loads(text, parse_constant=pytest.fail)
     assert content["metrics"]["dice/core"]["low"] is None
     assert content["status"]["core"] == {"present": 2, "missed": 0, "false_positive": 0, "absent": 0}
     assert content["cases"] == 2
