@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch.nn import functional
 from dmx.geometry import PatchPlan, Triple, triple
 from dmx.sampling.batch import IGNORED
 from dmx.sampling.fields import Axes, SmoothField, patch_axes
-from dmx.sampling.patches import cut_deepmedic, first_voxels, mean_blocks
+from dmx.sampling.patches import cut_deepmedic, mean_blocks
 
 Point = tuple[float, float, float]
 Points = tuple[Tensor, Tensor, Tensor]
@@ -67,14 +66,13 @@ class AffineMap:
         a, b, c = (_point(row) for row in matrix)
         return AffineMap((a, b, c), _point(offset))
 
-    def corners(self, box: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    def bounds(self, box: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         """Return the lowest and highest coordinates per axis of a box given by the same."""
-        ends = list(product(*box))
-        mapped = [
-            [sum(m * x for m, x in zip(row, end, strict=True)) + t for end in ends]
-            for row, t in zip(self.matrix, self.offset, strict=True)
-        ]
-        return [(min(values), max(values)) for values in mapped]
+        bounds = []
+        for row, t in zip(self.matrix, self.offset, strict=True):
+            ends = [sorted((m * low, m * high)) for m, (low, high) in zip(row, box, strict=True)]
+            bounds.append((t + sum(low for low, _ in ends), t + sum(high for _, high in ends)))
+        return bounds
 
     def inverse(self) -> "AffineMap":
         """Return the map back."""
@@ -161,10 +159,9 @@ def _sample(channels_CIJK: Tensor, axes: Axes, first: Triple, factor: Triple, sp
     if displacement is not None:
         ranges = zip(displacement.amin(dim=(1, 2, 3)).tolist(), displacement.amax(dim=(1, 2, 3)).tolist(), strict=True)
         box = [(a + low, b + high) for (a, b), (low, high) in zip(box, ranges, strict=True)]
-    box = spatial.to_volume.corners(box)
+    box = spatial.to_volume.bounds(box)
     low, count = _blocks(box, first, factor, triple(channels_CIJK.shape[1:]))
-    # Blocks of one voxel lie next to each other already.
-    blocks = (mean_blocks if max(factor) > 1 else first_voxels)(channels_CIJK, low, count, factor)
+    blocks = mean_blocks(channels_CIJK, low, count, factor)
     scale = [1 / step for step in factor]
     offset = [-(at + (step - 1) / 2) / step for at, step in zip(low, factor, strict=True)]
     total = spatial.to_volume.then(AffineMap.along_axes(scale, offset))
