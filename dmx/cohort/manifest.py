@@ -135,7 +135,8 @@ def case_problem(name: str) -> str:
 
 def _error(path: Path, row: int, column: str | None, problem: str) -> CohortError:
     where = f", column '{column}'" if column else ""
-    return CohortError(f"Manifest '{path}', row {row}{where}: {problem}.")
+    end = "" if problem.endswith((".", "?")) else "."
+    return CohortError(f"Manifest '{path}', row {row}{where}: {problem}{end}")
 
 
 def _read_text(path: Path) -> str:
@@ -213,7 +214,7 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
 
 
 def _unknown_column(path: Path, row: int, column: str) -> CohortError:
-    near = suggest(column, [*_PLAIN_COLUMNS, f"channel_{column}", f"weight_{column}"])
+    near = suggest(column, _PLAIN_COLUMNS) or f" A channel's column is 'channel_{column}'."
     return _error(
         path, row, column, f"is not a column of manifests ({', '.join(_PLAIN_COLUMNS)}, channel_…, weight_…).{near}"
     )

@@ -123,6 +123,8 @@ def write_volume(path: str | Path, array: NDArray[Any], grid: NiftiGrid, *, dtyp
     """
     path = Path(path)
     _require_suffix(path)
+    if np.dtype(dtype).kind not in "iuf" or np.dtype(dtype) == np.float16:
+        raise CohortError(f"'{path}' must be written as integers or floats of 4 or 8 bytes, got {np.dtype(dtype)}.")
     if array.shape != grid.shape:
         raise CohortError(f"'{path}' must have the shape of its grid {grid.shape}, got an array of {array.shape}.")
     content = _encode(_cast(path, array, np.dtype(dtype)), grid)
