@@ -115,7 +115,7 @@ class ActiveRun:
         with self.guarded(path):
             target = self.files / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+            target.write_text(self.hide(text), encoding="utf-8")
             self.log_file(path)
 
     def log_figure(self, path: str, figure: "Figure") -> None:

@@ -1,0 +1,206 @@
+"""``dmx runs``: find, show and compare runs, and keep their store in order."""
+
+import re
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dmx.cli.console import err, out
+from dmx.cli.ui import StoreAddress
+from dmx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmx.tracking.store import RunInfo
+
+app = typer.Typer(help="Find, show and compare runs, and keep their store in order.", no_args_is_help=True)
+
+RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
+_SCORES = ("evaluation/dice", "val_volume/dice", "val/dice")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+@app.command("list")
+def list_(
+    experiment: Annotated[str | None, typer.Option("--experiment", help="Only runs of this experiment.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only train, evaluate, predict, …")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Largest number of runs.")] = 20,
+    store: StoreAddress = None,
+) -> None:
+    """List the newest runs."""
+    from dmx.tracking.mlflow_store import open_store
+
+    opened = open_store(store)
+    tags = {"dmx.kind": kind} if kind else None
+    runs = opened.list_runs(experiment=experiment, tags=tags, limit=limit)
+    if not runs:
+        out.print(f"No runs in {escape(opened.uri)} that fit.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "name", "kind", "status", "started", "duration"):
+        table.add_column(column, overflow="fold")
+    for column in ("epoch", "Dice"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        table.add_row(*map(escape, _cells(run)))
+    out.print(table)
+
+
+def _cells(run: "RunInfo") -> tuple[str, ...]:
+    from dmx.tracking.catalog import when
+
+    score = next((run.metrics[key] for key in _SCORES if key in run.metrics), None)
+    return (
+        run.id[:8],
+        f"{run.experiment}/{run.name}",
+        run.kind,
+        run.status,
+        when(run.started),
+        _duration(run),
+        f"{run.metrics['epoch']:.0f}" if "epoch" in run.metrics else "",
+        "" if score is None else f"{score:.3f}",
+    )
+
+
+def _duration(run: "RunInfo") -> str:
+    """Return the time of the work, without pauses before a resume, where it was measured."""
+    seconds = run.metrics.get("time/total")
+    if seconds is None and run.ended is not None:
+        seconds = (run.ended - run.started) / 1000
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+@app.command()
+def show(run: RunName, store: StoreAddress = None) -> None:
+    """Show a run: where it comes from, settings, scores, checkpoints, artifacts."""
+    from dmx.tracking.catalog import when
+    from dmx.tracking.checkpoints import checkpoint_names
+    from dmx.tracking.lineage import children
+    from dmx.tracking.mlflow_store import open_store
+
+    opened = open_store(store)
+    found = opened.find_run(run)
+    out.print(f"[bold]{escape(found.experiment)}/{escape(found.name)}[/]  {found.kind}  {found.status}")
+    head = {
+        "id": found.id,
+        "started": when(found.started),
+        "duration": _duration(found),
+        "ended because": found.tags.get("dmx.end_reason", ""),
+        "resumed": found.tags.get("dmx.resumed", ""),
+        "source": " ".join(found.tags.get(f"dmx.source_{name}", "") for name in ("run_id", "checkpoint", "file")),
+        "used by": ", ".join(f"{child.experiment}/{child.name}" for child in children(opened, found)),
+        "commit": found.tags.get("mlflow.source.git.commit", ""),
+        "artifacts": str(opened.local_artifacts(found.id) or found.artifact_uri),
+    }
+    _section("", head)
+    _section("params", found.params)
+    _section("metrics", {key: f"{value:.6g}" for key, value in found.metrics.items()})
+    _section("checkpoints", checkpoint_names(found.tags))
+    _section("files", dict.fromkeys(opened.list_artifacts(found.id), " "))
+
+
+def _section(title: str, entries: Mapping[str, str]) -> None:
+    shown = {key: value for key, value in entries.items() if value.strip() or title == "files"}
+    if not shown:
+        return
+    if title:
+        out.print(f"\n[bold]{title}[/]")
+    grid = Table.grid(padding=(0, 2))
+    for key, value in sorted(shown.items()) if title else shown.items():
+        grid.add_row(escape(key), escape(value))
+    out.print(grid)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help=RUN_HELP)],
+    store: StoreAddress = None,
+) -> None:
+    """Show the settings in which runs differ, and their scores side by side."""
+    from dmx.tracking.compare import compare as compare_runs
+    from dmx.tracking.mlflow_store import open_store
+
+    if len(runs) < 2:
+        raise ConfigError("dmx runs compare needs at least two runs, got one.")
+    opened = open_store(store)
+    comparison = compare_runs([opened.find_run(run) for run in runs])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for run in comparison.runs:
+        table.add_column(escape(f"{run.name} {run.id[:8]}"), justify="right", overflow="fold")
+    for row in comparison.params:
+        table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
+    table.add_section()
+    for row in comparison.metrics:
+        table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
+    out.print(table)
+    out.print(f"{comparison.equal_params} params are the same in all of them.")
+
+
+def _shown(value: str | float | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.5g}"
+
+
+@app.command()
+def reap(
+    stale: Annotated[
+        str | None,
+        typer.Option("--stale", metavar="2h", help="Also close runs of other machines that are silent for so long."),
+    ] = None,
+    store: StoreAddress = None,
+) -> None:
+    """Close runs whose process is gone: they become KILLED and can be resumed."""
+    from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.reap import reap as reap_runs
+
+    closed = reap_runs(open_store(store), stale=_span(stale) if stale else None, notify=_note)
+    for item in closed:
+        out.print(
+            escape(f"{item.run.experiment}/{item.run.name} {item.run.id[:8]} is {item.run.status}. {item.reason}")
+        )
+    out.print(f"{len(closed)} run{'s' if len(closed) != 1 else ''} closed.")
+
+
+def _span(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
+    if match is None:
+        raise ConfigError(f"--stale must be a number with m, h or d, e.g. 2h, got '{text}'.")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+
+
+def _note(sentence: str) -> None:
+    err.print(f"[yellow]Note:[/] {escape(sentence)}")
+
+
+@app.command()
+def relocate() -> None:
+    """Mend the project's own run store after its folder was moved or copied."""
+    from dmx.tracking.location import project_root
+    from dmx.tracking.relocate import relocate as relocate_store
+
+    database = Path(project_root() / "mlruns" / "mlflow.db")
+    changed = relocate_store(database)
+    out.print(f"{changed} artifact locations in {escape(str(database))} point to this folder now.")
+
+
+@app.command()
+def sync(
+    run: RunName,
+    again: Annotated[bool, typer.Option("--again", help="Deliver everything from the beginning.")] = False,
+    store: StoreAddress = None,
+) -> None:
+    """Deliver what the store missed while it could not be reached. Repeating it changes nothing."""
+    from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.reap import sync as sync_run
+
+    opened = open_store(store)
+    count = sync_run(opened, opened.find_run(run), again=again, notify=_note)
+    out.print(f"{count} entr{'ies' if count != 1 else 'y'} delivered.")
