@@ -17,7 +17,7 @@ from dmx.preprocess.native import Geometry, cropped, forward, plan_geometry
 from dmx.preprocess.normalize import normalize_channel
 from dmx.preprocess.region import Region, bounding_box, foreground
 
-__all__ = ["PreparedCase", "preprocess_case"]
+__all__ = ["PreparedCase", "class_indices", "preprocess_case"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,19 +141,35 @@ def _crop(case: Case, region: Region, geometry: Geometry, margin: int) -> Geomet
     return cropped(geometry, *box)
 
 
-def _labels(reader: _Reader, path: Path, contract: Contract, geometry: Geometry) -> NDArray[Any]:
-    whole = np.rint(reader.read("label map", path)).astype(np.int64)
+def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: Path) -> NDArray[Any]:
+    """Return the class index of each voxel of a label map, as the contract says.
+
+    Args:
+        labels: Whole numbers, also stored as floats.
+        contract: Classes and the labels that are merged.
+        case: Name of the case, for the error.
+        path: File of the label map, for the error.
+
+    Raises:
+        CohortError: A label is no class.
+    """
+    whole = np.rint(labels).astype(np.int64)
     found = np.unique(whole)
     indices = np.array([contract.labels.get(int(label), int(label)) for label in found])
     wrong = found[(indices < 0) | (indices >= len(contract.classes))]
     if wrong.size:
         raise CohortError(
-            f"case '{reader.case.name}': '{path}' has the label {wrong[0]}, allowed are 0 to "
+            f"case '{case}': '{path}' has the label {wrong[0]}, allowed are 0 to "
             f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class in the manifest, or map the "
             "label in cohort.labels."
         )
     dtype = np.uint8 if len(contract.classes) <= 256 else np.int16
-    return forward(indices[np.searchsorted(found, whole)].astype(dtype), geometry, kind="labels")
+    return indices[np.searchsorted(found, whole)].astype(dtype)
+
+
+def _labels(reader: _Reader, path: Path, contract: Contract, geometry: Geometry) -> NDArray[Any]:
+    indices = class_indices(reader.read("label map", path), contract, case=reader.case.name, path=path)
+    return forward(indices, geometry, kind="labels")
 
 
 def _weights(reader: _Reader, name: str, path: Path, geometry: Geometry) -> NDArray[np.float32]:
