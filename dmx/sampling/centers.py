@@ -223,9 +223,17 @@ def _centers(flat: Tensor, shape: Triple, *, segment: Triple | None, image: Affi
         x, y, z = (p.to(torch.float64) for p in points)
         i, j, k = ((p + 0.5).floor().long() for p in image((x, y, z)))
         points = (i, j, k)
-    accepted = torch.ones(len(flat), dtype=torch.bool)
-    if segment is not None:
-        start = segment_start((0, 0, 0), segment)
-        for point, low, n, length in zip(points, start, segment, shape, strict=True):
-            accepted &= (point + low >= 0) & (point + low + n <= length)
-    return torch.stack(points, dim=1), accepted
+    centers = torch.stack(points, dim=1)
+    if segment is None:
+        return centers, torch.ones(len(flat), dtype=torch.bool)
+    return centers, fits(centers, segment, shape)
+
+
+def fits(centers: Tensor, segment: Triple, shape: Triple) -> Tensor:
+    """Tell for centers ``[n, 3]`` whether the whole segment around them lies in the volume.
+
+    >>> fits(torch.tensor([[2, 2, 2], [1, 2, 2]]), (5, 5, 5), (5, 5, 5)).tolist()
+    [True, False]
+    """
+    starts = centers + torch.tensor(segment_start((0, 0, 0), segment))
+    return ((starts >= 0) & (starts + torch.tensor(segment) <= torch.tensor(shape))).all(dim=1)
