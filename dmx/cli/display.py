@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -37,10 +37,18 @@ def duration(seconds: float) -> str:
 
 
 class TrainingDisplay:
-    """A listener of training events that shows them."""
+    """A listener of training events that shows them.
 
-    def __init__(self, console: Console = out) -> None:
+    The live part begins with the training, so that what is shown before it is not disturbed.
+
+    Args:
+        console: Where to show them.
+        before: Called when the training begins, to remove other bars.
+    """
+
+    def __init__(self, console: Console = out, *, before: Callable[[], None] = lambda: None) -> None:
         self.console = console
+        self._before = before
         self._recent: deque[StepEnded] = deque(maxlen=_RECENT_STEPS)
         self._rows: list[tuple[str, Mapping[str, float], float]] = []
         self._started: TrainingStarted | None = None
@@ -53,10 +61,7 @@ class TrainingDisplay:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        """Start the live display where there is a terminal."""
-        if self.console.is_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
+        """Be ready; the live display begins with the training."""
         return self
 
     def __exit__(
@@ -77,9 +82,7 @@ class TrainingDisplay:
         """Show an event."""
         match event:
             case TrainingStarted():
-                self._started = event
-                go_on = f", going on after step {event.position.global_step:,}" if event.resumed else ""
-                self._say(f"Training on {event.device}: {event.num_parameters:,} parameters{go_on}.")
+                self._start(event)
             case EpochStarted():
                 self._recent.clear()
                 self._bar.update(self._task, completed=event.step)
@@ -91,6 +94,15 @@ class TrainingDisplay:
                 self._say(f"Note: {event.message}")
             case TrainingEnded():
                 self._say(f"Training {_REASONS[event.reason]} after {event.position.global_step:,} steps.")
+
+    def _start(self, event: TrainingStarted) -> None:
+        self._started = event
+        self._before()
+        go_on = f", going on after step {event.position.global_step:,}" if event.resumed else ""
+        self._say(f"Training on {event.device}: {event.num_parameters:,} parameters{go_on}.")
+        if self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
 
     def _step(self, event: StepEnded) -> None:
         self._recent.append(event)

@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from dmx import __version__
+from dmx.cli import cohort, config, model, predict, runs, train, ui
 from dmx.cli.console import err, out
 from dmx.errors import DmxError
 
@@ -33,6 +34,17 @@ def _options(
     ] = False,
 ) -> None:
     """Take the options that come before a command."""
+
+
+app.command()(train.train)
+app.command()(train.resume)
+app.command()(predict.predict)
+app.command()(predict.evaluate)
+app.add_typer(cohort.app, name="cohort")
+app.add_typer(model.app, name="model")
+app.add_typer(config.app, name="config")
+app.add_typer(runs.app, name="runs")
+app.command()(ui.ui)
 
 
 def main() -> None:

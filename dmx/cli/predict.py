@@ -1,0 +1,170 @@
+"""``dmx predict`` and ``dmx evaluate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from dmx.cli.console import out
+from dmx.cli.runs import RUN_HELP
+from dmx.cli.ui import StoreAddress
+from dmx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmx.config.sections import PredictionSection
+    from dmx.evaluation.summary import Summary
+    from dmx.workflows.evaluate import Evaluated
+
+FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last.")
+]
+Split = Annotated[str | None, typer.Option("--split", help="Only cases of this split of the manifest.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. prediction.mirror=[0]. May be repeated."),
+]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
+
+
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="COHORT_OR_FILES", help="A manifest, or NIfTI files: one per channel of one case."),
+    ],
+    from_run: FromRun,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the predictions.")],
+    checkpoint: Checkpoint = None,
+    split: Split = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write a probability map per class.")
+    ] = False,
+    features: Annotated[
+        list[str] | None,
+        typer.Option("--features", metavar="LAYER[=FIRST-LAST]", help="Also write feature maps of a layer."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    name: Name = None,
+    store: StoreAddress = None,
+) -> None:
+    """Predict new scans with a run's network; label maps on the scans' own grids."""
+    from dmx.cli.report import TerminalReport, print_result
+    from dmx.tracking.location import project_root
+    from dmx.workflows.predict import PredictRequest
+    from dmx.workflows.predict import predict as run_prediction
+    from dmx.workflows.session import Session
+
+    with TerminalReport() as report:
+        session = Session(root=project_root(Path.cwd()), report=report)
+        request = PredictRequest(
+            run=from_run,
+            inputs=inputs,
+            output=output,
+            checkpoint=checkpoint,
+            split=split,
+            probabilities=probabilities,
+            features=dict(_layer(word) for word in features or ()),
+            settings=_settings(from_run, overrides, store),
+            device=device,
+            uri=store,
+            name=name,
+            overwrite=overwrite,
+        )
+        done = run_prediction(request, session)
+    seconds = sum(float(str(row["seconds"])) for row in done.rows)
+    print_result(
+        f"Predicted {len(done.rows)} cases in {seconds:.1f} s into {output}. "
+        f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]})."
+    )
+
+
+def _layer(word: str) -> tuple[str, tuple[int, int]]:
+    """Read ``normal.block_3=0-9``; without a range the first ten channels."""
+    name, sign, channels = word.partition("=")
+    if not sign:
+        return name, (0, 9)
+    first, dash, last = channels.partition("-")
+    if not first.isdigit() or (dash and not last.isdigit()):
+        raise ConfigError(f"--features takes LAYER=FIRST-LAST, e.g. normal.block_3=0-9, got '{word}'.")
+    return name, (int(first), int(last) if dash else int(first))
+
+
+def _settings(run: str, overrides: list[str] | None, store: str | None) -> "PredictionSection | None":
+    """Return the run's prediction settings with changes; ``None`` without any."""
+    if not overrides:
+        return None
+    from dmx.tracking.location import project_root
+    from dmx.workflows.trained import changed_prediction
+
+    return changed_prediction(run, overrides, uri=store, root=project_root(Path.cwd()))
+
+
+def evaluate(
+    from_run: FromRun,
+    cohort: Annotated[Path | None, typer.Argument(metavar="COHORT", help="Manifest; else that of the run.")] = None,
+    checkpoint: Checkpoint = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split to score; else evaluation, validation, or cases without one."),
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="Tolerance of the normalized surface Dice in mm.")
+    ] = 1.0,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    name: Name = None,
+    store: StoreAddress = None,
+) -> None:
+    """Score a run's network on cases whose truth is known."""
+    from dmx.cli.report import TerminalReport
+    from dmx.tracking.location import project_root
+    from dmx.workflows.evaluate import EvaluateRequest
+    from dmx.workflows.evaluate import evaluate as run_evaluation
+    from dmx.workflows.session import Session
+
+    with TerminalReport() as report:
+        session = Session(root=project_root(Path.cwd()), report=report)
+        request = EvaluateRequest(
+            run=from_run,
+            cohort=cohort,
+            checkpoint=checkpoint,
+            split=split,
+            settings=_settings(from_run, overrides, store),
+            tolerance_mm=tolerance_mm,
+            device=device,
+            uri=store,
+            name=name,
+        )
+        done = run_evaluation(request, session)
+    _print_scores(done)
+
+
+def _print_scores(done: "Evaluated") -> None:
+    split = f", split {done.split}" if done.split else ""
+    table = Table(
+        title=f"{done.cohort}{split}: {len(done.rows)} cases, mean [95 % interval over subjects]",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for title in ("class", "Dice", "sensitivity", "precision", "HD95 mm", "surface Dice"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    names = ("foreground", *done.classes) if len(done.classes) > 1 else done.classes
+    for name in names:
+        metrics = ("dice", "sensitivity", "precision", "hd95_mm", "surface_dice")
+        table.add_row(name, *(_score(done.summary[f"{metric}/{name}"], metric) for metric in metrics))
+    out.print(table)
+    out.print(f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}); per case: evaluation/cases.csv")
+
+
+def _score(summary: "Summary", metric: str) -> str:
+    if summary.mean is None:
+        return "-"
+    digits = 1 if metric == "hd95_mm" else 3
+    if summary.low is None or metric != "dice":
+        return f"{summary.mean:.{digits}f}"
+    return f"{summary.mean:.{digits}f} [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"

@@ -1,0 +1,156 @@
+"""Put the parts of a training together; the same way for a new training and for one that goes on."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from dmx.cohort.check import CheckReport, check_cohort
+from dmx.config.sections import Experiment
+from dmx.errors import CohortError
+from dmx.geometry import SegmentPlan, triple
+from dmx.model.network import Network
+from dmx.preprocess.contract import Contract
+from dmx.sampling.batch import Batch
+from dmx.sampling.prefetch import Prefetcher
+from dmx.sampling.sampler import SegmentSampler
+from dmx.training.device import resolve_device
+from dmx.training.progress import require_metric
+from dmx.training.settings import FitSettings
+from dmx.training.state import TrainState, new_state
+from dmx.workflows.data import TrainingData, make_network, padded, resolve_data
+from dmx.workflows.session import Session
+from dmx.workflows.source import case_source, prepare_cases
+from dmx.workflows.validation import Validation
+
+_FINDINGS_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A training that can begin: all that could be checked has been checked.
+
+    Attributes:
+        experiment: Settings.
+        data: Cases, channels, classes.
+        contract: What the network sees, padding included.
+        network: The network, with fresh weights.
+        plan: How training segments are read.
+        settings: Settings of the training core.
+        device: Device that trains.
+        findings: What the check of the cohort found.
+    """
+
+    experiment: Experiment
+    data: TrainingData
+    contract: Contract
+    network: Network
+    plan: SegmentPlan
+    settings: FitSettings
+    device: torch.device
+    findings: CheckReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A training whose cases are prepared.
+
+    Attributes:
+        checked: What it was made from.
+        state: The training before its first step.
+        sampler: Draws segments.
+        validate: Scores the network; None without validation cases.
+    """
+
+    checked: Checked
+    state: TrainState
+    sampler: SegmentSampler
+    validate: Validation | None
+
+    def batches(self) -> AbstractContextManager[Prefetcher[tuple[int, int, int], Batch]]:
+        """Return the batches by (epoch, step, part), prepared ahead by the experiment's workers."""
+        workers = self.checked.experiment.sampling.workers
+        return Prefetcher(lambda key: self.sampler.batch(*key), following=self.sampler.following, workers=workers)
+
+
+def check_training(experiment: Experiment, session: Session) -> Checked:
+    """Check everything that can be checked before anything is written.
+
+    Raises:
+        DmxError: The first thing that keeps the training from starting, or all findings about the cohort.
+    """
+    device = resolve_device(experiment.training.device)
+    data = resolve_data(experiment)
+    require_metric(experiment.checkpoints, validated=bool(data.validation))
+    network, plan = make_network(experiment, data.contract)
+    if experiment.validation.segment is not None:
+        network.segment_plan(triple(experiment.validation.segment))
+    findings = check_cohort(
+        data.cohort,
+        num_classes=len(data.contract.classes),
+        fill=experiment.cohort.fill,
+        labels=experiment.cohort.labels,
+        channels=data.contract.channels,
+        progress=session.progress("checking files"),
+    )
+    require_no_errors(findings)
+    return Checked(
+        experiment=experiment,
+        data=data,
+        contract=padded(data.contract, plan),
+        network=network,
+        plan=plan,
+        settings=FitSettings.of(experiment, data.contract.classes),
+        device=device,
+        findings=findings,
+    )
+
+
+def require_no_errors(findings: CheckReport) -> None:
+    """Raise ``CohortError`` with the first errors of a check."""
+    if findings.errors:
+        shown = "; ".join(f"{f.case} {f.column}: {f.message}" for f in findings.errors[:_FINDINGS_SHOWN])
+        more = len(findings.errors) - _FINDINGS_SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        raise CohortError(
+            f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
+            "See all of them with 'dmx cohort check'."
+        )
+
+
+def assemble(checked: Checked, session: Session) -> Assembled:
+    """Prepare the cases and make sampler, state and validation."""
+    experiment, device = checked.experiment, checked.device
+    data = checked.data
+    cases = (*data.training, *data.validation)
+    cached = prepare_cases(cases, checked.contract, root=session.root, progress=session.progress("preparing cases"))
+    training, held_out = cached[: len(data.training)], cached[len(data.training) :]
+    memory = experiment.sampling.memory_gb
+    sampler = SegmentSampler(
+        case_source(training, device=device, memory_gb=memory),
+        checked.plan,
+        experiment.sampling,
+        experiment.augmentation,
+        batch_size=experiment.training.batch_size,
+        accumulate=experiment.training.accumulate,
+        steps_per_epoch=experiment.training.steps_per_epoch,
+        num_classes=len(checked.settings.classes),
+        seed=experiment.seed,
+        device=device,
+        compatibility=experiment.compatibility,
+    )
+    validate = Validation(
+        experiment=experiment,
+        settings=checked.settings,
+        network=checked.network,
+        cases=held_out,
+        source=case_source(held_out, device=device, memory_gb=memory / 4),
+        channels=checked.contract.channels,
+        device=device,
+    )
+    return Assembled(
+        checked=checked,
+        state=new_state(checked.network, checked.settings),
+        sampler=sampler,
+        validate=validate if held_out else None,
+    )

@@ -1,0 +1,223 @@
+"""Score a run's network on a cohort, as a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.digest import cohort_digest
+from dmx.cohort.volume import read_volume
+from dmx.config.sections import PredictionSection
+from dmx.errors import CohortError
+from dmx.evaluation.figures import confusion_figure, dice_figure
+from dmx.evaluation.metrics import FOREGROUND, Row, confusion_counts, score_case
+from dmx.evaluation.overlay import overlay_figure
+from dmx.evaluation.summary import Summary, cases_csv, summarize, summary_json
+from dmx.preprocess.pipeline import class_indices
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.privacy import relative
+from dmx.tracking.session import ActiveRun, NewRun, start_run
+from dmx.tracking.store import CohortInput, RunInfo
+from dmx.training.device import resolve_device
+from dmx.workflows.data import read_cohort
+from dmx.workflows.predict import source_params, trained_tags
+from dmx.workflows.session import Session
+from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
+
+_OVERLAYS = 4
+_LOGGED = ("dice", "sensitivity", "precision", "hd95_mm", "surface_dice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest:
+    """What to score, and on which cases.
+
+    Attributes:
+        run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
+        cohort: Manifest; ``None``: that of the run.
+        checkpoint: Name of the checkpoint; ``None``: the best one, else the last one.
+        split: Split to score; ``None``: evaluation, else validation, else all cases with a label map.
+        settings: Changes of the run's ``prediction`` section.
+        tolerance_mm: Distance up to which surfaces count as equal in the normalized surface Dice.
+        device: Where to predict.
+        uri: Run store.
+        name: Name of the run.
+    """
+
+    run: str
+    cohort: Path | None = None
+    checkpoint: str | None = None
+    split: str | None = None
+    settings: PredictionSection | None = None
+    tolerance_mm: float = 1.0
+    device: str = "auto"
+    uri: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What came out.
+
+    Attributes:
+        run: The run of the evaluation.
+        cohort: Name of the cohort.
+        split: Split that was scored; empty: all.
+        classes: Classes without the background.
+        rows: Scores of each case.
+        summary: Means with confidence intervals over subjects, by ``metric/class``.
+    """
+
+    run: RunInfo
+    cohort: str
+    split: str
+    classes: tuple[str, ...]
+    rows: Sequence[Row]
+    summary: Mapping[str, Summary]
+
+
+def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
+    """Predict cases whose truth is known and score them on their own grids.
+
+    Raises:
+        DmxError: Something that the user can mend, before the first prediction whenever it can be known before.
+    """
+    device = resolve_device(request.device)
+    store = open_store(request.uri, session.root)
+    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    cohort, split = _scored_cases(request, trained)
+    check_scans(cohort, trained.contract, session, with_labels=True)
+    predictor = case_predictor(trained, request.settings or trained.experiment.prediction, device)
+    if trained.contract.compatibility == "deepmedic":
+        # DeepMedic's first variant of the Dice score counts what is predicted outside of the roi.
+        predictor = replace(predictor, predictor=replace(predictor.predictor, keep_outside=True))
+    new = NewRun(
+        experiment=trained.run.experiment,
+        kind="evaluate",
+        words=f"{trained.run.name} {split}".strip(),
+        name=request.name,
+        params={"cohort": cohort.name, "split": split or "all", "cases": len(cohort.cases), **source_params(trained)},
+        tags=trained_tags(trained),
+    )
+    with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        _log_cohort(run, cohort, request, session)
+        scoring = _Scoring(trained, predictor, request.tolerance_mm)
+        rows = []
+        for number, case in enumerate(cohort.cases, 1):
+            session.report.progress("evaluating", number - 1, len(cohort.cases))
+            row = scoring.score(case, run)
+            rows.append(row)
+            run.log_metrics({"case/dice": dice} if isinstance(dice := row["dice/mean"], float) else {}, number)
+        session.report.progress("evaluating", len(cohort.cases), len(cohort.cases))
+        summary = summarize(rows, [case.subject for case in cohort.cases], seed=trained.experiment.seed)
+        scoring.log(run, rows, summary)
+        return Evaluated(
+            run=run.info,
+            cohort=cohort.name,
+            split=split,
+            classes=trained.contract.classes[1:],
+            rows=rows,
+            summary=summary,
+        )
+
+
+def _scored_cases(request: EvaluateRequest, trained: Trained) -> tuple[Cohort, str]:
+    """Return the cases to score and the split that they are."""
+    cohort = read_cohort(request.cohort or Path(trained.experiment.cohort.manifest))
+    owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
+    require_channels(cohort, trained.contract, owner=owner)
+    splits = (request.split,) if request.split is not None else ("evaluation", "validation", "")
+    for split in splits:
+        cases = tuple(case for case in cohort.in_split(split) if case.label_map is not None)
+        if cases:
+            return replace(cohort, cases=cases), split
+    raise CohortError(
+        f"Cohort '{cohort.name}' has no case with a label map in split {' or '.join(repr(name) for name in splits)}."
+    )
+
+
+def _log_cohort(run: ActiveRun, cohort: Cohort, request: EvaluateRequest, session: Session) -> None:
+    run.log_cohort(
+        CohortInput(
+            name=cohort.name,
+            digest=cohort_digest(cohort),
+            context="evaluation",
+            source=relative(cohort.manifest, session.root) if cohort.manifest else "",
+            summary={"cases": len(cohort.cases), "subjects": len(cohort.subjects)},
+        )
+    )
+    if request.settings is not None:
+        run.log_text("prediction.json", json.dumps(asdict(request.settings), indent=2))
+
+
+class _Scoring:
+    """Scores cases and keeps what the figures need."""
+
+    def __init__(self, trained: Trained, predictor: CasePredictor, tolerance_mm: float) -> None:
+        self._trained = trained
+        self._predictor = predictor
+        self._tolerance_mm = tolerance_mm
+        count = len(trained.contract.classes)
+        self._confusion: NDArray[np.int64] = np.zeros((count, count), dtype=np.int64)
+        self._drawn = 0
+
+    def score(self, case: Case, run: ActiveRun) -> Row:
+        """Predict and score one case."""
+        contract = self._trained.contract
+        if case.label_map is None:
+            raise CohortError(f"Case '{case.name}' has no label map to score against.")
+        found = self._predictor(case)
+        truth = class_indices(read_volume(case.label_map).array, contract, case=case.name, path=case.label_map)
+        roi = None if case.roi is None else np.rint(read_volume(case.roi).array) > 0
+        scores = score_case(
+            truth,
+            found.labels,
+            spacing=found.grid.spacing,
+            classes=contract.classes,
+            roi=roi,
+            tolerance_mm=self._tolerance_mm,
+        )
+        self._confusion += confusion_counts(truth, found.labels, num_classes=len(contract.classes), roi=roi)
+        row: Row = {"case": run.hide(case.name), "subject": run.hide(case.subject), **scores}
+        if self._drawn < _OVERLAYS:
+            self._drawn += 1
+            self._draw(run, case, found, truth)
+        return row
+
+    def _draw(self, run: ActiveRun, case: Case, found: NativePrediction, truth: NDArray[np.integer]) -> None:
+        """Draw the case as the network saw it where the grids agree, else the scans as they are."""
+        contract = self._trained.contract
+        files = [(name, case.channels.get(name)) for name in contract.channels]
+        scans = {name: read_volume(path).array for name, path in files if path is not None}
+        figure = overlay_figure(
+            scans,
+            found.labels,
+            truth=truth,
+            classes=contract.classes,
+            spacing=found.grid.spacing,
+            title=run.hide(case.name),
+        )
+        run.log_figure(f"figures/overlay_{run.hide(case.name)}.png", figure)
+
+    def log(self, run: ActiveRun, rows: Sequence[Row], summary: Mapping[str, Summary]) -> None:
+        """Keep tables, means and figures."""
+        classes = self._trained.contract.classes
+        names = [FOREGROUND, *classes[1:]]
+        run.log_text("evaluation/cases.csv", cases_csv(rows))
+        run.log_text("evaluation/summary.json", summary_json(summary, rows, names))
+        run.log_figure("figures/dice_per_case.png", dice_figure(rows, classes))
+        run.log_figure("figures/confusion.png", confusion_figure(self._confusion, classes))
+        means = {
+            f"evaluation/{metric}/{name}": mean
+            for metric in _LOGGED
+            for name in names
+            if (mean := summary[f"{metric}/{name}"].mean) is not None
+        }
+        if (mean := summary["dice/mean"].mean) is not None:
+            means["evaluation/dice"] = mean
+        run.log_metrics(means, len(rows))

@@ -1,0 +1,75 @@
+"""What a training run keeps of its inputs: settings, cohort, machine, code."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dmx.cohort.case import Case
+from dmx.cohort.digest import cohort_digest
+from dmx.cohort.manifest import manifest_text
+from dmx.config.load import as_yaml
+from dmx.config.sections import Experiment
+from dmx.evaluation.figures import lr_figure
+from dmx.tracking.environment import environment, git_state
+from dmx.tracking.privacy import relative
+from dmx.tracking.session import ActiveRun
+from dmx.tracking.store import CohortInput
+from dmx.training.schedules import preview
+from dmx.workflows.assemble import Checked
+
+
+def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
+    """Keep settings, cohort, machine, code, and the learning rate that is planned."""
+    experiment = checked.experiment
+    run.log_text("config.yaml", portable(experiment, root))
+    run.log_text("environment.json", json.dumps(environment(), indent=2))
+    git = git_state(root)
+    run.set_tags(git.tags())
+    if git.diff and experiment.tracking.git_diff:
+        run.log_text("git.diff", git.diff)
+    _log_cohort(run, checked, root)
+    training = experiment.training
+    rates = preview(
+        experiment.schedule,
+        lr=experiment.optimizer.lr,
+        epochs=training.epochs,
+        steps_per_epoch=training.steps_per_epoch,
+        compatibility=experiment.compatibility,
+    )
+    history = [{"epoch": step / training.steps_per_epoch, "lr": rate} for step, rate in enumerate(rates)]
+    run.log_figure("figures/learning_rate.png", lr_figure(history))
+
+
+def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:
+    data, contract = checked.data, checked.contract
+    summary = {
+        "cohort": data.cohort.name,
+        "channels": list(contract.channels),
+        "classes": list(contract.classes),
+        "training": _counts(data.training),
+        "validation": _counts(data.validation),
+    }
+    run.log_text("cohort/summary.json", json.dumps(summary, indent=2))
+    run.log_text("cohort/check.json", run.hide(json.dumps(checked.findings.as_dict(), indent=2)))
+    run.log_text("cohort/manifest.csv", run.hide(manifest_text(data.cohort, checked.experiment.cohort.manifest)))
+    digest = cohort_digest(data.cohort)
+    source = relative(Path(checked.experiment.cohort.manifest), root)
+    for context, cases in (("training", data.training), ("validation", data.validation)):
+        if cases:
+            described = {**_counts(cases), "channels": summary["channels"], "classes": summary["classes"]}
+            run.log_cohort(
+                CohortInput(name=data.cohort.name, digest=digest, context=context, source=source, summary=described)
+            )
+
+
+def _counts(cases: Sequence[Case]) -> dict[str, int]:
+    return {"cases": len(cases), "subjects": len({case.subject for case in cases})}
+
+
+def portable(experiment: Experiment, root: Path) -> str:
+    """Return the resolved configuration as YAML, with the manifest relative to the project where it lies in it."""
+    manifest = Path(experiment.cohort.manifest)
+    if manifest.is_relative_to(root):
+        manifest = manifest.relative_to(root)
+    return as_yaml(replace(experiment, cohort=replace(experiment.cohort, manifest=str(manifest))))

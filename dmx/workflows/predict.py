@@ -1,0 +1,243 @@
+"""Predict new scans with a run's network, as a run."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.volume import write_volume
+from dmx.config.sections import PredictionSection
+from dmx.errors import CohortError, ConfigError
+from dmx.tracking.history import write_table
+from dmx.tracking.lineage import Source, source_tags
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.session import ActiveRun, NewRun, start_run
+from dmx.tracking.store import RunInfo
+from dmx.training.device import resolve_device
+from dmx.workflows.data import read_cohort
+from dmx.workflows.session import Session
+from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
+
+_NIFTI = (".nii", ".nii.gz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """What to predict, with what, and where to.
+
+    Attributes:
+        run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
+        inputs: One manifest, or NIfTI files: of a network with one channel each is a case; else one file per channel,
+            in the network's order, of one case.
+        output: Folder for what is predicted.
+        checkpoint: Name of the checkpoint; ``None``: the best one, else the last one.
+        split: Only cases of this split of the manifest.
+        probabilities: Also write a probability map per class.
+        features: Layer → first and last channel of its feature maps to write.
+        settings: Changes of the run's ``prediction`` section.
+        device: Where to predict.
+        uri: Run store.
+        name: Name of the run.
+        overwrite: Replace files that are there.
+    """
+
+    run: str
+    inputs: Sequence[Path]
+    output: Path
+    checkpoint: str | None = None
+    split: str | None = None
+    probabilities: bool = False
+    features: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    settings: PredictionSection | None = None
+    device: str = "auto"
+    uri: str | None = None
+    name: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What came out.
+
+    Attributes:
+        run: The run of the prediction.
+        rows: One mapping per case: file, seconds, volume of each class in ml.
+    """
+
+    run: RunInfo
+    rows: Sequence[Mapping[str, object]]
+
+
+def predict(request: PredictRequest, session: Session) -> Predicted:
+    """Predict scans and write label maps on their own grids.
+
+    Raises:
+        DmxError: Something that the user can mend, before the first prediction whenever it can be known before.
+    """
+    device = resolve_device(request.device)
+    store = open_store(request.uri, session.root)
+    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    cohort = chosen_cases(request.inputs, trained, split=request.split)
+    check_layers(trained, request.features)
+    _require_free_names(cohort, request)
+    check_scans(cohort, trained.contract, session, with_labels=False)
+    predictor = case_predictor(
+        trained,
+        request.settings or trained.experiment.prediction,
+        device,
+        with_probabilities=request.probabilities,
+        layers=request.features,
+    )
+    new = NewRun(
+        experiment=trained.run.experiment,
+        kind="predict",
+        words=cohort.name,
+        name=request.name,
+        params={"cohort": cohort.name, "cases": len(cohort.cases), **source_params(trained)},
+        tags=trained_tags(trained),
+    )
+    with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        rows = []
+        for number, case in enumerate(cohort.cases, 1):
+            session.report.progress("predicting", number - 1, len(cohort.cases))
+            rows.append(_predict_case(case, predictor, request, trained))
+            run.log_metrics({"time/case": float(str(rows[-1]["seconds"]))}, number)
+        session.report.progress("predicting", len(cohort.cases), len(cohort.cases))
+        _log(run, rows)
+        return Predicted(run=run.info, rows=rows)
+
+
+def chosen_cases(inputs: Sequence[Path], trained: Trained, *, split: str | None) -> Cohort:
+    """Return the cases that a manifest or single files name.
+
+    Raises:
+        CohortError: They do not fit the network's channels, or nothing is left.
+        ConfigError: The words are neither a manifest nor NIfTI files.
+    """
+    owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
+    if len(inputs) == 1 and inputs[0].suffix == ".csv":
+        cohort = read_cohort(inputs[0])
+        require_channels(cohort, trained.contract, owner=owner)
+        if split is not None:
+            cohort = replace(cohort, cases=cohort.in_split(split))
+            if not cohort.cases:
+                raise CohortError(f"Cohort '{cohort.name}' has no case in split '{split}'.")
+        return cohort
+    for path in inputs:
+        if not path.name.endswith(_NIFTI):
+            raise ConfigError(f"Give one manifest (.csv) or NIfTI files (.nii, .nii.gz), got '{path}'.")
+        if not path.is_file():
+            raise CohortError(f"'{path}' does not exist.")
+    return _cohort_of_files(inputs, trained.contract.channels, owner)
+
+
+def _cohort_of_files(paths: Sequence[Path], channels: Sequence[str], owner: str) -> Cohort:
+    if len(channels) == 1:
+        cases = [Case(name=_stem(path), subject=_stem(path), channels={channels[0]: path}) for path in paths]
+    elif len(paths) == len(channels):
+        name = _stem(paths[0])
+        cases = [Case(name=name, subject=name, channels=dict(zip(channels, paths, strict=True)))]
+    else:
+        raise CohortError(
+            f"{owner} needs {len(channels)} channels ({', '.join(channels)}), got {len(paths)} files. Give one file "
+            "per channel in this order, or a manifest for several cases."
+        )
+    names = [case.name for case in cases]
+    if len(set(names)) < len(names):
+        raise CohortError("Two files have the same name; their predictions would have it too. Write a manifest.")
+    return Cohort(name="files", classes=(), channels=tuple(channels), cases=tuple(cases))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def source_params(trained: Trained) -> dict[str, object]:
+    """Return the params that say which network was used."""
+    return {
+        "source.run": f"{trained.run.experiment}/{trained.run.name}",
+        "source.checkpoint": trained.checkpoint_name,
+        "source.epoch": trained.manifest["epoch"],
+        "source.step": trained.manifest["global_step"],
+    }
+
+
+def trained_tags(trained: Trained) -> dict[str, str]:
+    """Return the tags that name the source run."""
+    source = Source(run=trained.run, checkpoint=f"checkpoints/{trained.folder.name}", sha256=trained.sha256)
+    return {"dmx.task": trained.experiment.task, **source_tags([source], experiment=trained.run.experiment)}
+
+
+def check_layers(trained: Trained, features: Mapping[str, tuple[int, int]]) -> None:
+    """Require that the network has the layers whose feature maps are wanted.
+
+    Raises:
+        ModelError: It lacks one.
+    """
+    from dmx.evaluation.features import FeatureMaps
+
+    if features:
+        with FeatureMaps(features).watching(trained.network):
+            pass
+
+
+def _files(case: Case, request: PredictRequest, classes: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a case: segmentation, one probability map per class."""
+    files = {"segmentation": request.output / f"{case.name}_segmentation.nii.gz"}
+    if request.probabilities:
+        files |= {name: request.output / f"{case.name}_probability_{_slug(name)}.nii.gz" for name in classes}
+    return files
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _require_free_names(cohort: Cohort, request: PredictRequest) -> None:
+    there = [path for case in cohort.cases for path in _files(case, request, ()).values() if path.exists()]
+    if there and not request.overwrite:
+        raise ConfigError(
+            f"'{there[0]}' exists ({len(there)} of {len(cohort.cases)} predictions do). Give another folder, or "
+            "--overwrite."
+        )
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder '{request.output}' cannot be made: {error.strerror}.") from None
+
+
+def _predict_case(case: Case, predictor: CasePredictor, request: PredictRequest, trained: Trained) -> dict[str, object]:
+    start = time.perf_counter()
+    found = predictor(case)
+    classes = trained.contract.classes
+    files = _files(case, request, classes)
+    write_volume(files["segmentation"], found.labels, found.grid, dtype=found.labels.dtype)
+    if found.probabilities is not None:
+        for name, one in zip(classes, found.probabilities, strict=True):
+            write_volume(files[name], one, found.grid, dtype=np.float32)
+    _write_features(case, found, request)
+    voxel_ml = float(np.prod(found.grid.spacing)) / 1000
+    counts = np.bincount(found.labels.ravel(), minlength=len(classes))
+    volumes = {f"volume_ml/{name}": round(int(counts[k]) * voxel_ml, 4) for k, name in enumerate(classes) if k}
+    seconds = round(time.perf_counter() - start, 3)
+    return {"case": case.name, "file": files["segmentation"].name, "seconds": seconds, **volumes}
+
+
+def _write_features(case: Case, found: NativePrediction, request: PredictRequest) -> None:
+    for layer, maps in found.features.items():
+        first, _ = request.features[layer]
+        for channel, one in enumerate(maps, first):
+            path = request.output / f"{case.name}_features_{_slug(layer)}_{channel:03d}.nii.gz"
+            write_volume(path, one, found.grid, dtype=np.float32)
+
+
+def _log(run: ActiveRun, rows: Sequence[Mapping[str, object]]) -> None:
+    with run.guarded("predictions"):
+        hidden = [{k: run.hide(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+        write_table(run.files / "predictions" / "predictions.csv", hidden)
+        run.log_file("predictions")

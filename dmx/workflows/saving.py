@@ -1,0 +1,54 @@
+"""Write the checkpoints of a training so that each describes itself."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dmx import __version__
+from dmx.config.load import as_dict
+from dmx.training.checkpoint import write_checkpoint
+from dmx.training.events import CheckpointDue
+from dmx.workflows.assemble import Checked
+
+
+def saver(
+    checked: Checked, *, run_id: str, source: Mapping[str, Any] | None = None
+) -> Callable[[CheckpointDue, Path], Path]:
+    """Return a function that writes a checkpoint into a folder.
+
+    Args:
+        checked: The training.
+        run_id: Its run.
+        source: Where the first weights came from; ``None``: from the seed.
+    """
+    experiment = checked.experiment
+    described = {
+        "dmx_version": __version__,
+        "task": experiment.task,
+        "run_id": run_id,
+        "model": as_dict(experiment)["model"],
+        "compatibility": experiment.compatibility,
+        "contract": checked.contract.as_dict(),
+        "seed": experiment.seed,
+        "source": source,
+    }
+
+    def save(due: CheckpointDue, folder: Path) -> Path:
+        state = due.state.state_dict()
+        position = due.position
+        manifest = {
+            **described,
+            "epoch": position.epoch,
+            "step": position.step,
+            "global_step": position.global_step,
+            "metrics": dict(due.metrics),
+        }
+        return write_checkpoint(
+            folder,
+            model_state=state["model"],
+            average_state=state["average"],
+            training_state=state["training"],
+            manifest=manifest,
+        )
+
+    return save

@@ -1,0 +1,46 @@
+"""Prepared cases as tensors for the sampler."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dmx.cohort.case import Case
+from dmx.preprocess.cache import CachedCase, CaseCache
+from dmx.preprocess.contract import Contract
+from dmx.sampling.source import CaseData, CaseSource, DeviceSource, MemoryMappedSource
+
+Progress = Callable[[int, int, str], None]
+
+
+def cache_folder(root: Path) -> Path:
+    """Return where prepared cases are kept: DMX_CACHE, else ``mlruns/cache`` of the project."""
+    return Path(os.environ.get("DMX_CACHE") or root / "mlruns" / "cache")
+
+
+def prepare_cases(
+    cases: Sequence[Case], contract: Contract, *, root: Path, progress: Progress | None = None
+) -> list[CachedCase]:
+    """Prepare cases once per content and contract; what is cached is only looked up."""
+    processes = max(1, min(len(os.sched_getaffinity(0)), 8))
+    return CaseCache(cache_folder(root)).prepare(cases, contract, progress=progress, processes=processes)
+
+
+def case_data(cached: CachedCase) -> CaseData:
+    """Open a prepared case as tensors that read from its memory maps; nothing is copied."""
+    return CaseData(
+        name=cached.name,
+        channels_CIJK=torch.from_numpy(cached.channels),
+        labels_IJK=None if cached.labels is None else torch.from_numpy(cached.labels),
+        roi_IJK=None if cached.roi is None else torch.from_numpy(cached.roi),
+        centers={name: torch.from_numpy(indices) for name, indices in cached.centers.items()},
+        weight_cumsums={name: torch.from_numpy(sums) for name, sums in cached.weight_cumsums.items()},
+    )
+
+
+def case_source(cached: Sequence[CachedCase], *, device: torch.device, memory_gb: float) -> CaseSource:
+    """Return the cases for the sampler, on the device that trains as far as its memory goes."""
+    mapped = MemoryMappedSource([partial(case_data, case) for case in cached])
+    return mapped if device.type == "cpu" else DeviceSource(mapped, device=device, memory_gb=memory_gb)

@@ -1,0 +1,102 @@
+"""Train a network: a new run from an experiment, or a run that goes on."""
+
+from dataclasses import dataclass
+
+from dmx.config.sections import Experiment
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.recorder import Recorder
+from dmx.tracking.session import ActiveRun, NewRun, start_run
+from dmx.tracking.store import RunInfo
+from dmx.training.loop import FitResult, fit
+from dmx.workflows.assemble import Assembled, assemble, check_training
+from dmx.workflows.inputs import log_inputs
+from dmx.workflows.params import training_params
+from dmx.workflows.saving import saver
+from dmx.workflows.session import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """What a training has come to.
+
+    Attributes:
+        run: The run, as it was when it began.
+        reason: ``finished``, ``stopped`` or ``early_stopping``.
+        best_metric: Metric that names the best checkpoint; empty without one.
+        best_value: Its value.
+    """
+
+    run: RunInfo
+    reason: str
+    best_metric: str
+    best_value: float | None
+
+
+def train(experiment: Experiment, session: Session, *, name: str | None = None) -> Trainee:
+    """Train a fresh network as one run.
+
+    Args:
+        experiment: Settings.
+        session: Where the project is and whom to tell.
+        name: Name of the run; ``None``: made from the experiment's network.
+
+    Raises:
+        DmxError: Something that the user can mend; before the run exists whenever it can be known before.
+    """
+    checked = check_training(experiment, session)
+    assembled = assemble(checked, session)
+    store = open_store(experiment.tracking.uri, session.root)
+    new = NewRun(
+        experiment=experiment.tracking.experiment or experiment.name,
+        kind="train",
+        words=experiment.model.name,
+        name=name,
+        params=training_params(checked),
+        tags={"dmx.task": experiment.task, "dmx.optimizer_state": "initialized: new network"},
+        note=experiment.description,
+    )
+    with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
+        log_inputs(run, checked, session.root)
+        say_optimizer(run, session, uninitialized=True)
+        return run_fit(run, assembled, session)
+
+
+def say_optimizer(run: ActiveRun, session: Session, *, uninitialized: bool) -> None:
+    """Say whether the optimizer began anew, in words and as a tag."""
+    sentence = f"Optimizer initialized. Uninitialized: {'yes' if uninitialized else 'no'}. Reset requested: no."
+    if not uninitialized:
+        sentence = "Optimizer state restored. Uninitialized: no. Reset requested: no."
+        run.set_tags({"dmx.optimizer_state": "restored: resumed"})
+    run.log_line(sentence)
+    session.report.say(sentence)
+
+
+def run_fit(run: ActiveRun, assembled: Assembled, session: Session) -> Trainee:
+    """Train, record, and end the run."""
+    checked = assembled.checked
+    training = checked.experiment.training
+    recorder = Recorder(
+        run,
+        total_steps=training.epochs * training.steps_per_epoch,
+        save=saver(checked, run_id=run.info.id),
+        keep=checked.experiment.checkpoints,
+    )
+    with assembled.batches() as batches:
+        result = fit(
+            assembled.state,
+            lambda epoch, step, part: batches.get((epoch, step, part)),
+            checked.settings,
+            validate=assembled.validate,
+            listeners=(recorder, *session.listeners),
+            stop=session.stop,
+        )
+    _end(run, result)
+    return Trainee(run=run.info, reason=result.reason, best_metric=result.best.metric, best_value=result.best.value)
+
+
+def _end(run: ActiveRun, result: FitResult) -> None:
+    if result.reason == "stopped":
+        run.end("KILLED", f"Stopped on request after step {result.position.global_step}.")
+    else:
+        run.end("FINISHED", "All epochs done." if result.reason == "finished" else "No improvement for too long.")

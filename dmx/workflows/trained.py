@@ -1,0 +1,141 @@
+"""A network that a run has trained, opened from one of the run's checkpoints."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmx.config.load import apply_overrides, as_dict, build_experiment, section_from_dict
+from dmx.config.model import ModelSection
+from dmx.config.sections import Experiment, PredictionSection
+from dmx.config.yaml_loader import read_yaml
+from dmx.errors import CheckpointError, ConfigError, ModelError, RunError
+from dmx.model.build import build_network
+from dmx.model.network import Network
+from dmx.preprocess.contract import Contract
+from dmx.tracking.checkpoints import checkpoint_names
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.session import checkpoint_path
+from dmx.tracking.store import RunInfo, RunStore
+from dmx.training.checkpoint import Checkpoint, read_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained network and what it expects of its input.
+
+    Attributes:
+        run: The run that trained it.
+        checkpoint_name: ``best``, ``last``, …
+        folder: Folder of the checkpoint.
+        manifest: What the checkpoint says about itself.
+        network: The network in inference mode, with the averaged weights if there are any.
+        contract: Channels, classes, preprocessing.
+        experiment: The run's resolved configuration.
+    """
+
+    run: RunInfo
+    checkpoint_name: str
+    folder: Path
+    manifest: Mapping[str, Any]
+    network: Network
+    contract: Contract
+    experiment: Experiment
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the weights that it predicts with."""
+        files = self.manifest["files"]
+        return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
+
+
+def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> Trained:
+    """Open a run's network.
+
+    Args:
+        store: Where the run is kept.
+        run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
+        checkpoint: ``best``, ``last``, ``initial`` or ``epoch=N``; ``None``: the best one, else the last one.
+        root: Folder of the project.
+
+    Raises:
+        RunError: There is no such run or checkpoint.
+        CheckpointError: The checkpoint is damaged or is that of another network.
+    """
+    info = store.find_run(run)
+    names = checkpoint_names(info.tags)
+    if not names:
+        raise RunError(
+            f"Run '{info.experiment}/{info.name}' ({info.kind or 'of another program'}) has no checkpoint. "
+            "Name a run that has trained; 'dmx runs list --kind train' lists them."
+        )
+    name = checkpoint or ("best" if "best" in names else "last" if "last" in names else "initial")
+    folder = checkpoint_path(store, info, name, root=root)
+    content = read_checkpoint(folder, with_training_state=False)
+    contract = Contract.from_dict(content.manifest["contract"])
+    return Trained(
+        run=info,
+        checkpoint_name=name,
+        folder=folder,
+        manifest=content.manifest,
+        network=network_of(content, contract),
+        contract=contract,
+        experiment=run_experiment(store, info),
+    )
+
+
+def network_of(checkpoint: Checkpoint, contract: Contract) -> Network:
+    """Build the network that a checkpoint describes, with the weights to predict with."""
+    manifest = checkpoint.manifest
+    try:
+        section = section_from_dict(ModelSection, manifest["model"])
+        network = build_network(
+            section,
+            num_channels=len(contract.channels),
+            num_classes=len(contract.classes),
+            compatibility=manifest["compatibility"],
+        )
+        network.load_state_dict(dict(checkpoint.prediction_state))
+    except (KeyError, ModelError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint's weights do not fit the network that it describes: {error}") from error
+    network.eval()
+    return network
+
+
+def run_experiment(store: RunStore, info: RunInfo) -> Experiment:
+    """Return the resolved configuration of a run, the newest one when it was resumed with changes.
+
+    Raises:
+        RunError: The run has none.
+    """
+    resumed = int(info.tags.get("dmx.resumed", "0"))
+    available = store.list_artifacts(info.id)
+    for name in (*(f"config.resume_{count}.yaml" for count in range(resumed, 0, -1)), "config.yaml"):
+        if name in available:
+            return build_experiment(_read(store, info, name), source=f"{info.name}/{name}", folder=Path.cwd())
+    raise RunError(f"Run '{info.experiment}/{info.name}' has no config.yaml, so it was not made by dmx.")
+
+
+def _read(store: RunStore, info: RunInfo, name: str) -> Any:
+    local = store.local_artifacts(info.id)
+    if local is not None:
+        return read_yaml(local / name)
+    with tempfile.TemporaryDirectory() as folder:
+        return read_yaml(store.download(info.id, name, Path(folder)))
+
+
+def changed_prediction(run: str, overrides: Sequence[str], *, uri: str | None, root: Path) -> PredictionSection:
+    """Return the prediction settings of a run with changes such as ``prediction.mirror=[0]``.
+
+    Raises:
+        ConfigError: A change concerns another section, or is not allowed.
+    """
+    for word in overrides:
+        if not word.startswith("prediction."):
+            raise ConfigError(
+                f"Here --set changes settings of 'prediction', e.g. prediction.overlap=0.5, got '{word}'."
+            )
+    store = open_store(uri, root)
+    raw = as_dict(run_experiment(store, store.find_run(run)))
+    return build_experiment(apply_overrides(raw, overrides), source="--set").prediction

@@ -1,0 +1,155 @@
+"""Validation while a network trains: on sampled segments and on whole volumes, as prepared for the network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dmx.config.sections import AugmentationSection, Experiment
+from dmx.errors import CohortError
+from dmx.evaluation.metrics import confusion_counts
+from dmx.evaluation.overlay import overlay_figure
+from dmx.evaluation.tiling import Predictor
+from dmx.geometry import triple
+from dmx.model.network import Network
+from dmx.preprocess.cache import CachedCase
+from dmx.sampling.sampler import SegmentSampler
+from dmx.sampling.source import CaseSource
+from dmx.training.losses import Loss
+from dmx.training.samples import ValidationResult, validate_samples
+from dmx.training.settings import FitSettings
+from dmx.training.state import TrainState
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Scores the network of a training; the callable that :func:`dmx.training.loop.fit` asks after each epoch.
+
+    Attributes:
+        experiment: Settings.
+        settings: Settings of the training core.
+        network: The network that trains.
+        cases: Prepared validation cases.
+        source: The same for the sampler.
+        channels: Names of the channels.
+        device: Device that trains.
+    """
+
+    experiment: Experiment
+    settings: FitSettings
+    network: Network
+    cases: Sequence[CachedCase]
+    source: CaseSource
+    channels: tuple[str, ...]
+    device: torch.device
+
+    def __call__(self, state: TrainState, epoch: int) -> ValidationResult:
+        """Return what is due after this many epochs."""
+        section = self.experiment.validation
+        last = epoch == self.settings.training.epochs
+        samples = ValidationResult(metrics={})
+        if section.every_epochs and (epoch % section.every_epochs == 0 or last):
+            samples = self._on_samples(epoch)
+        if section.volumes_every_epochs and (epoch % section.volumes_every_epochs == 0 or last):
+            volumes = self._on_volumes()
+            return replace(volumes, metrics={**samples.metrics, **volumes.metrics})
+        return samples
+
+    def _on_samples(self, epoch: int) -> ValidationResult:
+        """Score the same segments each time."""
+        section = self.experiment.validation
+        size = triple(section.segment or self.experiment.sampling.segment)
+        batch_size = min(self.experiment.training.batch_size, section.segments)
+        steps = -(-section.segments // batch_size)
+        sampler = SegmentSampler(
+            self.source,
+            self.network.segment_plan(size),
+            replace(self.experiment.sampling, categories="uniform", proportions=None, weight_maps=()),
+            AugmentationSection(),
+            batch_size=batch_size,
+            steps_per_epoch=steps,
+            num_classes=len(self.settings.classes),
+            seed=self.experiment.seed,
+            device=self.device,
+            purpose="validation",
+            compatibility=self.experiment.compatibility,
+        )
+        loss = Loss(self.settings.losses, len(self.settings.classes), compatibility=self.settings.compatibility)
+        return validate_samples(
+            self.network,
+            (sampler.batch(0, step) for step in range(steps)),
+            loss=loss,
+            classes=self.settings.classes,
+            epoch=float(epoch),
+            dtype=_DTYPES[self.experiment.training.precision],
+        )
+
+    def _on_volumes(self) -> ValidationResult:
+        """Predict whole cases; Dice per class is the mean over the cases that have the class."""
+        section = self.experiment.validation
+        classes = self.settings.classes
+        predictor = make_predictor(self.experiment, self.network, self.device)
+        rows: list[dict[str, object]] = []
+        figures: dict[str, object] = {}
+        for case in self.cases[: section.max_volumes]:
+            truth, predicted, channels = self._predicted(case, predictor)
+            dice = _dice(confusion_counts(truth, predicted, num_classes=len(classes)))
+            rows.append(
+                {"case": case.name, "subject": case.subject}
+                | {f"dice/{name}": value for name, value in zip(classes[1:], dice, strict=True)}
+            )
+            if len(figures) < section.overlays:
+                found = [value for value in dice if value is not None]
+                figures[f"validation/{case.name}"] = overlay_figure(
+                    dict(zip(self.channels, channels, strict=True)),
+                    predicted,
+                    truth=truth,
+                    classes=classes,
+                    spacing=case.geometry.spacing,
+                    title=f"{case.name}, Dice {sum(found) / len(found):.3f}" if found else case.name,
+                )
+        return ValidationResult(metrics=_means(rows, classes[1:]), rows=rows, figures=figures)
+
+    def _predicted(self, case: CachedCase, predictor: Predictor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return truth, prediction and channels without the padding of the compatibility mode."""
+        roi = None if case.roi is None else torch.from_numpy(case.roi)
+        predicted = predictor.labels(torch.from_numpy(case.channels), roi=roi).cpu().numpy()
+        geometry = case.geometry
+        inner = tuple(
+            slice(before, before + length)
+            for before, length in zip(geometry.pad_before, geometry.crop_shape, strict=True)
+        )
+        labels = case.labels
+        if labels is None:
+            raise CohortError(f"Case '{case.name}' has no label map, so it cannot validate.")
+        return labels[inner], predicted[inner], case.channels[(slice(None), *inner)]
+
+
+def make_predictor(experiment: Experiment, network: Network, device: torch.device) -> Predictor:
+    """Return the predictor of an experiment, in the precision of its training unless it names another."""
+    section = experiment.prediction
+    precision = section.precision or experiment.training.precision
+    return Predictor(network=network, section=replace(section, precision=precision), device=device)
+
+
+def _dice(counts: NDArray[np.int64]) -> list[float | None]:
+    """Return the Dice of each foreground class; None where neither truth nor prediction has it."""
+    both = counts.diagonal()[1:]
+    sizes = (counts.sum(axis=0) + counts.sum(axis=1))[1:]
+    return [float(2 * b / s) if s else None for b, s in zip(both.tolist(), sizes.tolist(), strict=True)]
+
+
+def _means(rows: Sequence[dict[str, object]], names: Sequence[str]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name in names:
+        values = [float(value) for row in rows if isinstance(value := row[f"dice/{name}"], float)]
+        if values:
+            metrics[f"val_volume/dice/{name}"] = sum(values) / len(values)
+    if metrics:
+        metrics["val_volume/dice"] = sum(metrics.values()) / len(metrics)
+    return metrics

@@ -1,0 +1,144 @@
+"""Predict cases with a trained network, on the grid of their scans."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.check import check_cohort
+from dmx.cohort.grid import NiftiGrid
+from dmx.config.sections import PredictionSection
+from dmx.errors import CohortError, suggest
+from dmx.evaluation.features import FeatureMaps
+from dmx.evaluation.tiling import Predictor, Progress
+from dmx.preprocess.contract import Contract
+from dmx.preprocess.native import restore_labels, restore_maps, restore_probabilities
+from dmx.preprocess.pipeline import PreparedCase, preprocess_case
+from dmx.workflows.assemble import require_no_errors
+from dmx.workflows.session import Session
+from dmx.workflows.trained import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativePrediction:
+    """What a network says of a case, on the grid of its scan.
+
+    Attributes:
+        prepared: The case as the network saw it.
+        grid: Grid of the scan.
+        labels: Class indices [I, J, K].
+        probabilities: float32 [classes, I, J, K]; None unless they were asked for.
+        features: Layer name → float32 [channels, I, J, K].
+    """
+
+    prepared: PreparedCase
+    grid: NiftiGrid
+    labels: NDArray[Any]
+    probabilities: NDArray[np.float32] | None
+    features: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePredictor:
+    """Predicts one case after the other.
+
+    Attributes:
+        trained: The network.
+        predictor: Tiles, overlap, mirroring.
+        with_probabilities: Keep probability maps.
+        layers: Layers whose feature maps are wanted, with first and last channel.
+    """
+
+    trained: Trained
+    predictor: Predictor
+    with_probabilities: bool = False
+    layers: Mapping[str, tuple[int, int]]
+
+    def __call__(self, case: Case, progress: Progress | None = None) -> NativePrediction:
+        """Predict a case.
+
+        Raises:
+            CohortError: The case cannot be read.
+            ModelError: The network or the memory cannot take it.
+        """
+        prepared = preprocess_case(case, self.trained.contract)
+        channels = torch.from_numpy(prepared.channels)
+        roi = None if prepared.roi is None else torch.from_numpy(prepared.roi)
+        resampled = prepared.geometry.resampled
+        if not (self.with_probabilities or self.layers or resampled):
+            found = self.predictor.labels(channels, roi=roi, progress=progress)
+            labels, grid = restore_labels(found.cpu().numpy(), prepared.geometry)
+            return NativePrediction(prepared=prepared, grid=grid, labels=labels, probabilities=None, features={})
+        maps = FeatureMaps(self.layers) if self.layers else None
+        found = self.predictor.probabilities(channels, roi=roi, progress=progress, features=maps)
+        native, grid = restore_probabilities(_background_outside(found).cpu().numpy(), prepared.geometry)
+        labels = native.argmax(axis=0).astype(np.uint8 if len(native) <= 256 else np.int16)
+        volumes = {} if maps is None else maps.volumes
+        return NativePrediction(
+            prepared=prepared,
+            grid=grid,
+            labels=labels,
+            probabilities=native if self.with_probabilities else None,
+            features={name: restore_maps(v.numpy(), prepared.geometry)[0] for name, v in volumes.items()},
+        )
+
+
+def _background_outside(probabilities_CIJK: torch.Tensor) -> torch.Tensor:
+    """Make background of voxels that were not predicted because they lie outside of the roi."""
+    untouched = probabilities_CIJK.sum(dim=0) == 0
+    probabilities_CIJK[0][untouched] = 1.0
+    return probabilities_CIJK
+
+
+def case_predictor(
+    trained: Trained,
+    section: PredictionSection,
+    device: torch.device,
+    *,
+    with_probabilities: bool = False,
+    layers: Mapping[str, tuple[int, int]] | None = None,
+) -> CasePredictor:
+    """Put a trained network on a device, ready to predict."""
+    precision = section.precision or trained.experiment.training.precision
+    predictor = Predictor(
+        network=trained.network.to(device), section=replace(section, precision=precision), device=device
+    )
+    return CasePredictor(
+        trained=trained, predictor=predictor, with_probabilities=with_probabilities, layers=dict(layers or {})
+    )
+
+
+def require_channels(cohort: Cohort, contract: Contract, *, owner: str) -> None:
+    """Require that a cohort has the channels that a checkpoint was trained with.
+
+    Raises:
+        CohortError: It lacks one that the contract does not fill.
+    """
+    for name in contract.channels:
+        if name not in cohort.channels and name not in contract.fill:
+            raise CohortError(
+                f"{owner} was trained with the channels {', '.join(contract.channels)}; cohort '{cohort.name}' has "
+                f"{', '.join(cohort.channels)} and lacks '{name}'.{suggest(name, cohort.channels)}"
+            )
+
+
+def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_labels: bool) -> None:
+    """Check the files that will be read.
+
+    Raises:
+        CohortError: The first findings.
+    """
+    cases = cohort.cases if with_labels else tuple(replace(case, label_map=None) for case in cohort.cases)
+    findings = check_cohort(
+        replace(cohort, cases=tuple(replace(case, weight_maps={}) for case in cases)),
+        num_classes=len(contract.classes),
+        fill=contract.fill,
+        labels=contract.labels,
+        channels=contract.channels,
+        progress=session.progress("checking files"),
+    )
+    require_no_errors(findings)
