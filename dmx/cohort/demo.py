@@ -4,7 +4,7 @@ A: like strokes, FLAIR and DWI, two classes. B: like tumors, T1, T1c, T2 and FLA
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -135,7 +135,7 @@ def _make_all(folder: Path, kind: Kind, indices: range, spacing_mm: float, seed:
     with ProcessPoolExecutor(min(processes, len(indices)), mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(_write_case, folder, kind, index, spacing_mm, seed) for index in indices]
         try:
-            for job in as_completed(jobs):
+            for job in jobs:
                 yield job.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
@@ -64,7 +64,10 @@ class CaseCache:
         self._make_folder()
         keys = entry_keys(cases, contract)
         found = {key: index for key in dict.fromkeys(keys) if (index := read_index(self.folder / key)) is not None}
-        todo = {key: case for case, key in zip(cases, keys, strict=True) if key not in found}
+        todo: dict[str, Case] = {}
+        for case, key in zip(cases, keys, strict=True):
+            if key not in found:
+                todo.setdefault(key, case)
         times = Counter(keys)
         done = 0
         if progress is not None:
@@ -91,11 +94,11 @@ class CaseCache:
             return
         # A fork would copy the threads' locks of the libraries that are loaded here.
         with ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn")) as pool:
-            jobs = {pool.submit(_prepare_one, self.folder, key, case, contract): key for key, case in todo.items()}
+            jobs = {key: pool.submit(_prepare_one, self.folder, key, case, contract) for key, case in todo.items()}
             try:
-                for job in as_completed(jobs):
+                for key, job in jobs.items():
                     job.result()
-                    yield jobs[job]
+                    yield key
             except BrokenProcessPool as error:
                 raise DmxError(
                     "A process that prepared cases was ended from outside, perhaps for lack of memory. Use fewer "
