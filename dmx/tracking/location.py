@@ -101,8 +101,11 @@ def check_route(uri: str, location: str) -> None:
 
 
 def experiment_link(base: str, experiment_id: str) -> str:
-    """Return the page with the table of an experiment's runs, with the project's columns."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}?{_VIEW}"
+    """Return the page with the table of an experiment's runs, with the project's columns.
+
+    Without ``/runs`` MLflow goes there by itself and loses the columns on the way.
+    """
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{_VIEW}"
 
 
 def run_link(base: str, experiment_id: str, run_id: str) -> str:

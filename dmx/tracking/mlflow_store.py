@@ -35,6 +35,7 @@ _ENVIRONMENT = {
 _METRICS_PER_CALL = 500
 _ENTRIES_PER_CALL = 90
 _PAGE = 1000
+_LONGEST_DIGEST = 36
 
 
 def open_store(uri: str | None = None, root: Path | None = None) -> RunStore:
@@ -358,5 +359,7 @@ def _dataset_input(cohort: CohortInput) -> "DatasetInput":
             return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
     source = CodeDatasetSource({"manifest": cohort.source})
-    dataset = CohortDataset(source, name=cohort.name, digest=cohort.digest)
+    # One name and digest is one input of a run, whatever its context.
+    room = _LONGEST_DIGEST - len(cohort.context) - 1
+    dataset = CohortDataset(source, name=cohort.name, digest=f"{cohort.digest[:room]}-{cohort.context}")
     return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", cohort.context)])

@@ -49,6 +49,16 @@ class Pseudonyms:
         return self._pattern.sub(lambda match: self._hidden[match[0]], text) if self._pattern else text
 
 
+def project_pseudonyms(root: Path, names: Iterable[str]) -> Pseudonyms:
+    """Return the pseudonyms of subjects and cases in a project; set them as a run's ``hide`` before anything is logged.
+
+    Args:
+        root: Folder of the project; the secret stays in its ``mlruns``.
+        names: Subjects and cases.
+    """
+    return Pseudonyms(store_salt(root / "mlruns"), names)
+
+
 def _hash(salt: bytes, name: str) -> str:
     return f"p-{hmac.new(salt, name.encode(), hashlib.sha256).hexdigest()[:10]}"
 

@@ -66,7 +66,7 @@ class CohortInput:
     """A cohort as the input of a run.
 
     Attributes:
-        digest: Content hash of at most 36 characters.
+        digest: Content hash; the store keeps its beginning together with the context.
         context: ``training``, ``validation`` or ``evaluation``.
         source: Where it lies: the manifest, relative to the project.
         summary: Numbers of cases and subjects, channels, classes.
