@@ -176,10 +176,11 @@ def verify_checkpoint(folder: Path) -> list[str]:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return [str(error)]
-    problems = _missing(folder, manifest)
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != _digest(content):
-        problems.append(f"{MANIFEST} was changed after it was written")
+        # What it says about the files cannot be trusted either.
+        return [f"{MANIFEST} was changed after it was written"]
+    problems = _missing(folder, manifest)
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():

@@ -87,6 +87,8 @@ def _backward(state: TrainState, batch: Batch, settings: FitSettings, *, loss: L
     with torch.autocast(state.device.type, dtype=dtype, enabled=dtype is not None):
         logits = state.forward(inputs)
     value = loss(logits, batch.target, epoch=exact_epoch(position, settings))
+    if not value.total.requires_grad:
+        raise TrainingError("The network has nothing to learn: all its layers are frozen. Leave one to be learned.")
     total = value.total / training.accumulate
     torch.autograd.backward(total if state.scaler is None else state.scaler.scale(total))
     state.record.counts.add(logits.detach(), batch.target)
@@ -103,8 +105,6 @@ def exact_epoch(position: Position, settings: FitSettings) -> float:
 @torch.no_grad()
 def _clip(gradients: list[Tensor], limit: float | None) -> Tensor:
     """Return the norm of all gradients together, and shorten them to the limit."""
-    if not gradients:
-        raise TrainingError("No parameter got a gradient: all layers are frozen or unused. Leave one to be learned.")
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if limit is not None:
         torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from dmx import seeding
 from dmx.config.optimization import OptimizerSection, ScheduleSection
 from dmx.config.sections import CheckpointSection, TrainingSection
+from dmx.geometry import SegmentPlan, Triple
+from dmx.model.groups import LayerGroup
+from dmx.model.network import Network
 from dmx.sampling.batch import Batch
 from dmx.training.settings import FitSettings
 
 CLASSES = ("background", "anterior", "posterior")
 
 
-class TinyNetwork(nn.Module):
+class TinyNetwork(Network):
     """Two convolutions with batch norm and dropout."""
 
     def __init__(self) -> None:
@@ -32,6 +35,12 @@ class TinyNetwork(nn.Module):
     def forward(self, patches: Sequence[Tensor]) -> Tensor:
         scores: Tensor = self.head(self.dropout(torch.relu(self.norm(self.conv(patches[0])))))
         return scores
+
+    def segment_plan(self, segment: Triple) -> SegmentPlan:
+        raise NotImplementedError
+
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        raise NotImplementedError
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         return [self.conv.weight, self.head.weight]
@@ -51,6 +60,11 @@ def make_batch(epoch: int, step: int, part: int) -> Batch:
 @pytest.fixture
 def network() -> TinyNetwork:
     return TinyNetwork()
+
+
+@pytest.fixture
+def new_network() -> Callable[[], TinyNetwork]:
+    return TinyNetwork
 
 
 @pytest.fixture

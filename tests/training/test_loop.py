@@ -1,0 +1,215 @@
+"""What a training tells its listeners, when it validates, saves and stops."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dmx.config.optimization import OptimizerSection
+from dmx.config.sections import CheckpointSection, TrainingSection
+from dmx.errors import ConfigError, TrainingError
+from dmx.model.network import Network
+from dmx.sampling.batch import Batch
+from dmx.training.events import (
+    CheckpointDue,
+    EpochEnded,
+    EpochStarted,
+    Event,
+    Notice,
+    StepEnded,
+    TrainingEnded,
+    TrainingStarted,
+    ValidationEnded,
+)
+from dmx.training.loop import FitResult, fit
+from dmx.training.samples import ValidationResult
+from dmx.training.settings import FitSettings
+from dmx.training.state import TrainState, new_state
+
+Batches = Callable[[int, int, int], Batch]
+
+
+def saving(settings: FitSettings, **checkpoints: Any) -> FitSettings:
+    return replace(settings, checkpoints=CheckpointSection(**checkpoints))
+
+
+def scores(values: Sequence[float | None], name: str = "val/dice") -> Callable[[TrainState, int], ValidationResult]:
+    def validate(_: TrainState, epoch: int) -> ValidationResult:
+        value = values[epoch - 1]
+        return ValidationResult(metrics={} if value is None else {name: value})
+
+    return validate
+
+
+def names_of(events: Sequence[Event]) -> list[tuple[str, ...]]:
+    return [event.names for event in events if isinstance(event, CheckpointDue)]
+
+
+def train(network: Network, batches: Batches, settings: FitSettings, **options: Any) -> tuple[FitResult, list[Event]]:
+    events: list[Event] = []
+    return fit(new_state(network, settings), batches, settings, listeners=[events.append], **options), events
+
+
+def test_events_come_in_order(network: Network, batches: Batches, settings: FitSettings) -> None:
+    result, events = train(network, batches, settings, validate=scores([0.1, 0.3, 0.2]))
+    epoch = [EpochStarted, *[StepEnded] * 4, ValidationEnded, EpochEnded, CheckpointDue]
+    assert [type(event) for event in events] == [TrainingStarted, CheckpointDue, *epoch * 3, TrainingEnded]
+    assert names_of(events) == [
+        ("initial",),
+        ("last", "best", "epoch=1"),
+        ("last", "best", "epoch=2"),
+        ("last", "epoch=3"),
+    ]
+    assert (result.reason, result.best.value, result.best.epoch) == ("finished", 0.3, 2)
+    steps = [event for event in events if isinstance(event, StepEnded)]
+    assert [(step.epoch, step.step, step.global_step) for step in steps[3:6]] == [(1, 4, 4), (2, 1, 5), (2, 2, 6)]
+    assert network.steps_seen == 12
+
+
+def test_the_loss_is_the_sum_of_its_terms_and_falls(network: Network, batches: Batches, settings: FitSettings) -> None:
+    training = TrainingSection(epochs=4, steps_per_epoch=30, device="cpu")
+    fast = replace(settings, training=training, optimizer=OptimizerSection(name="adam", lr=0.05))
+    _, events = train(network, batches, fast)
+    epochs = [event.metrics for event in events if isinstance(event, EpochEnded)]
+    assert epochs[-1]["train/mean_loss"] < 0.9 * epochs[0]["train/mean_loss"]
+    assert epochs[-1]["train/dice"] > epochs[0]["train/dice"]
+    step = next(event for event in events if isinstance(event, StepEnded))
+    terms = step.terms
+    assert step.loss == pytest.approx(terms["cross_entropy"] + 1e-6 * terms["l1"] + 1e-4 * terms["l2"])
+    assert step.seconds > step.sampling_seconds > 0.0
+    assert step.num_segments == 2
+
+
+def test_a_stop_finishes_the_step_and_saves(network: Network, batches: Batches, settings: FitSettings) -> None:
+    result, events = train(network, batches, settings, stop=iter([False] * 5 + [True]).__next__)
+    assert (result.reason, result.position.epoch, result.position.step) == ("stopped", 1, 2)
+    assert [type(event) for event in events[-3:]] == [StepEnded, CheckpointDue, TrainingEnded]
+    assert names_of(events)[-1] == ("last",)
+
+
+def test_checkpoints_come_when_they_are_due(network: Network, batches: Batches, settings: FitSettings) -> None:
+    rarely = saving(settings, every_epochs=3, every_steps=3, keep_epochs=(1,), best_metric="val/dice")
+    _, events = train(network, batches, rarely, validate=scores([None, None, None]))
+    within = ("last",)
+    assert names_of(events) == [("initial",), within, ("last", "epoch=1"), within, within, ("last", "epoch=3")]
+    steps = [event.position.global_step for event in events if isinstance(event, CheckpointDue)]
+    assert steps == [0, 3, 4, 7, 11, 12]
+
+
+def test_the_best_metric_moves_on_to_whole_volumes(network: Network, batches: Batches, settings: FitSettings) -> None:
+    def validate(_: TrainState, epoch: int) -> ValidationResult:
+        volume = {"val_volume/dice": 0.5} if epoch == 2 else {}
+        return ValidationResult(metrics={"val/dice": 0.9 + epoch / 100, **volume})
+
+    result, events = train(network, batches, settings, validate=validate)
+    assert (result.best.metric, result.best.value, result.best.epoch) == ("val_volume/dice", 0.5, 2)
+    assert ["best" in names for names in names_of(events)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "best"), [("val/loss", "auto", 2), ("val/loss", "max", 1), ("val/sensitivity", "auto", 1)]
+)
+def test_a_loss_is_better_when_smaller(
+    network: Network, batches: Batches, settings: FitSettings, metric: str, mode: str, best: int
+) -> None:
+    settings = saving(settings, best_metric=metric, best_mode=mode)
+    result, _ = train(network, batches, settings, validate=scores([0.5, 0.2, 0.3], metric))
+    assert result.best.epoch == best
+
+
+def test_the_training_loss_names_the_best_without_validation(
+    network: Network, batches: Batches, settings: FitSettings
+) -> None:
+    result, events = train(network, batches, saving(settings, best_metric="train/loss"))
+    losses = [event.metrics["train/mean_loss"] for event in events if isinstance(event, EpochEnded)]
+    assert result.best.value == min(losses)
+
+
+def test_early_stopping_waits_for_its_epochs(network: Network, batches: Batches, settings: FitSettings) -> None:
+    training = TrainingSection(epochs=9, steps_per_epoch=1, device="cpu")
+    patient = saving(replace(settings, training=training), early_stopping=2)
+    result, events = train(network, batches, patient, validate=scores([0.1, 0.5, 0.5, 0.4] + [0.0] * 5))
+    assert (result.reason, result.position.epoch, result.best.epoch) == ("early_stopping", 4, 2)
+    assert names_of(events)[-1] == ("last", "epoch=4")
+    # An epoch that measures nothing cannot tell.
+    rarely = scores([0.5, None, None, None, 0.6, None, None, None, None])
+    assert train(network, batches, patient, validate=rarely)[0].reason == "finished"
+
+
+def test_a_metric_that_nothing_measures_is_refused(network: Network, batches: Batches, settings: FitSettings) -> None:
+    with pytest.raises(ConfigError, match=r"begin with train/ in a training without validation, got 'val/dice'"):
+        train(network, batches, saving(settings, best_metric="val/dice"))
+    with pytest.raises(ConfigError, match=r"begin with train/ or val/ or val_volume/, got 'dice'"):
+        train(network, batches, saving(settings, best_metric="dice"), validate=scores([0.1] * 3))
+    misspelled = saving(settings, best_metric="val/dise")
+    _, events = train(network, batches, misspelled, validate=scores([0.1] * 3))
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert len(notices) == 3
+    assert "'val/dise' was not measured in this epoch" in notices[0]
+
+
+def test_validation_sees_the_average_in_inference_mode(
+    network: Network, batches: Batches, settings: FitSettings
+) -> None:
+    averaged = replace(settings, training=replace(settings.training, moving_average=0.9))
+    seen = []
+
+    def validate(state: TrainState, _: int) -> ValidationResult:
+        assert state.average is not None
+        assert not state.model.training
+        weights = state.model.state_dict()
+        seen.append({name: tensor.clone() for name, tensor in weights.items()})
+        assert all(torch.equal(tensor, state.average.tensors[name]) for name, tensor in weights.items())
+        return ValidationResult(metrics={})
+
+    train(network, batches, averaged, validate=validate)
+    after = network.state_dict()
+    assert not torch.equal(seen[-1]["conv.weight"], after["conv.weight"])
+    assert torch.equal(seen[-1]["norm.running_mean"], after["norm.running_mean"])
+
+
+@pytest.mark.parametrize(("where", "what"), [("input", "loss became nan"), ("gradient", "gradient became nan")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    network: Network, batches: Batches, settings: FitSettings, where: str, what: str
+) -> None:
+    state = new_state(network, settings)
+    kept = []
+
+    def spoiled(epoch: int, step: int, part: int) -> Batch:
+        batch = batches(epoch, step, part)
+        if (epoch, step) == (1, 2):
+            kept.append({name: tensor.clone() for name, tensor in network.named_parameters()})
+            if where == "input":
+                batch.inputs[0][0, 0, 2, 2, 2] = float("nan")
+            else:
+                network.head.weight.register_hook(lambda gradient: gradient * float("nan"))
+        return batch
+
+    def remember(event: Event) -> None:
+        if isinstance(event, CheckpointDue):
+            event.state.last_checkpoint = f"step_{event.position.global_step}"
+
+    words = rf"The {what} at step 7 \(epoch 2, step 3\) with the cases case_1, case_2; terms: .*good checkpoint: step_4"
+    with pytest.raises(TrainingError, match=words):
+        fit(state, spoiled, settings, listeners=[remember])
+    assert all(torch.equal(tensor, kept[0][name]) for name, tensor in network.named_parameters())
+
+
+def test_the_world_is_left_as_it_was(network: Network, batches: Batches, settings: FitSettings) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    seen = []
+
+    def validate(*_: Any) -> ValidationResult:
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()))
+        return ValidationResult(metrics={})
+
+    training = replace(settings.training, threads=threads + 1)
+    train(network, batches, replace(settings, training=training), validate=validate)
+    assert seen == [(True, threads + 1)] * 3
+    assert (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()) == (False, threads)
+    assert torch.equal(torch.rand(1), expected)
