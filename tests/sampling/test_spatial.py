@@ -6,6 +6,7 @@ import torch
 
 from dmx.config.augmentation import AffineSection
 from dmx.geometry import PatchPlan
+from dmx.sampling import spatial as spatial_module
 from dmx.sampling.augment import draw_matrix
 from dmx.sampling.fields import SmoothField, draw_field, patch_axes
 from dmx.sampling.patches import cut_labels, cut_patch, cut_patches
@@ -90,8 +91,8 @@ def test_only_the_box_that_is_needed_is_read(monkeypatch, make_case):
         sizes.append([n * f for n, f in zip(count, factor, strict=True)])
         return original(volume, first, count, factor)
 
-    original = __import__("dmx.sampling.spatial", fromlist=["mean_blocks"]).mean_blocks
-    monkeypatch.setattr("dmx.sampling.spatial.mean_blocks", watched)
+    original = spatial_module.mean_blocks
+    monkeypatch.setattr(spatial_module, "mean_blocks", watched)
     patch = PatchPlan("s", (4, 4, 4), (3, 3, 3), (0, 0, 0))
     volume = ramp((200, 200, 200))
     sample_patch(volume, (100, 100, 100), patch, SpatialMap(segment=AffineMap.about(TURN, (106, 106, 106))))
