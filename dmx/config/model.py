@@ -10,6 +10,7 @@ _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Triple = tuple[int, int, int]
 Kernel = int | Triple
+Kernels = int | tuple[Kernel, ...]
 Padding = Literal["valid", "zero", "mirror"]
 
 
@@ -21,8 +22,8 @@ class PathwaySection:
 
     widths: tuple[int, ...] = (30, 30, 40, 40, 40, 40, 50, 50)
     """Channels of each layer."""
-    kernels: Kernel | tuple[Kernel, ...] = 3
-    """Kernel size, one for all layers or one per layer."""
+    kernels: Kernels = 3
+    """Kernel size: a number for all layers, or a list with one entry per layer; `[[3, 3, 1]]` is one for all layers."""
     residual: tuple[int, ...] = ()
     """Positions whose output receives the input of the layer before."""
     padding: Padding | tuple[Padding, ...] = "valid"
@@ -43,7 +44,7 @@ class SubsampledSection:
     """Voxels of the scan per voxel that the pathway sees, per axis."""
     widths: tuple[int, ...] | None = None
     """Channels of each layer."""
-    kernels: Kernel | tuple[Kernel, ...] | None = None
+    kernels: Kernels | None = None
     """Kernel size. The receptive field must be that of the normal pathway in compatibility mode."""
     residual: tuple[int, ...] | None = None
     """Positions whose output receives the input of the layer before."""
@@ -63,8 +64,8 @@ class FCSection:
 
     widths: tuple[int, ...] = (150, 150)
     """Channels of the hidden layers."""
-    kernels: Kernel | tuple[Kernel, ...] = 1
-    """Kernel size, one for all layers or one per layer, the head included."""
+    kernels: Kernels = 1
+    """Kernel size: a number for all layers, or a list with one entry per layer, the head included."""
     residual: tuple[int, ...] = ()
     """Positions whose output receives the input of the layer before."""
     padding: Padding | tuple[Padding, ...] = "valid"

@@ -1,13 +1,13 @@
 """Layers of the multi-scale network: [normalization or bias] → activation → dropout → kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dmx.config.model import ModelSection, Padding
-from dmx.geometry import Triple
+from dmx.geometry import Triple, triple
 from dmx.model.norms import Bias, Compatibility, make_norm
 from dmx.model.spec import LayerSpec
 
@@ -57,15 +57,22 @@ def _make_dropout(rate: float, compatibility: Compatibility) -> nn.Module:
     return UnscaledDropout(rate) if compatibility == "deepmedic" else nn.Dropout(rate)
 
 
-def pad_mirror(x_NCIJK: Tensor, kernel: Triple) -> Tensor:
-    """Pad so that a kernel keeps the size, by mirroring at the faces, the outermost voxel repeated.
+def _sides(kernel: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the voxels to add before and after on each axis so that a kernel keeps the size."""
+    return [((size - 1) // 2, size // 2) for size in kernel]
 
-    ``(k - 1) // 2`` voxels before and ``k // 2`` after, as numpy's ``symmetric`` mode.
-    """
-    sides = [((size - 1) // 2, size // 2) for size in kernel]
-    if max(after for _, after in sides) <= 1:
-        flat = [side for pair in reversed(sides) for side in pair]
-        return functional.pad(x_NCIJK, flat, mode="replicate") if any(flat) else x_NCIJK
+
+def _flat(sides: Sequence[tuple[int, int]]) -> list[int]:
+    """Return padding in torch's order, the last axis first."""
+    return [side for pair in reversed(sides) for side in pair]
+
+
+def pad_mirror(x_NCIJK: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
+    """Pad by mirroring at the faces, the outermost voxel repeated: numpy's ``symmetric`` mode."""
+    if not any(after for _, after in sides):
+        return x_NCIJK
+    if max(after for _, after in sides) == 1:
+        return functional.pad(x_NCIJK, _flat(sides), mode="replicate")
     for axis, (before, after) in enumerate(sides, start=2):
         length = x_NCIJK.shape[axis]
         place = torch.arange(-before, length + after, device=x_NCIJK.device) % (2 * length)
@@ -76,21 +83,25 @@ def pad_mirror(x_NCIJK: Tensor, kernel: Triple) -> Tensor:
 class Convolution(nn.Conv3d):
     """A convolution of stride 1 with the paddings of the multi-scale network."""
 
-    mirror: bool
+    sides: Padding = "valid"
 
     def forward(self, x_NCIJK: Tensor) -> Tensor:
         """Return the convolved features, smaller by the kernel minus 1 unless padded."""
-        if self.mirror:
-            x_NCIJK = pad_mirror(x_NCIJK, (self.kernel_size[0], self.kernel_size[1], self.kernel_size[2]))
+        if self.sides == "mirror":
+            x_NCIJK = pad_mirror(x_NCIJK, _sides(self.kernel_size))
+        elif self.sides == "zero":
+            x_NCIJK = functional.pad(x_NCIJK, _flat(_sides(self.kernel_size)))
         return super().forward(x_NCIJK)
 
 
 def _convolution(channels: tuple[int, int], kernel: Triple, *, padding: Padding, bias: bool) -> Convolution:
     """Return a convolution whose weights are still to be drawn: the global random state stays as it is."""
-    how = "same" if padding == "zero" else 0
+    # Zeros on both sides alike are the convolution's own, without a copy.
+    own = padding == "zero" and all(size % 2 for size in kernel)
+    zeros = triple([size // 2 for size in kernel]) if own else 0
     with torch.device("meta"):
-        conv = Convolution(*channels, kernel, padding=how, bias=bias)
-    conv.mirror = padding == "mirror"
+        conv = Convolution(*channels, kernel, padding=zeros, bias=bias)
+    conv.sides = "valid" if own else padding
     return conv.to_empty(device="cpu")
 
 

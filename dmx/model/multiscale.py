@@ -3,7 +3,8 @@
 Kamnitsas et al. 2017, Efficient multi-scale 3D CNN with fully connected CRF for accurate brain lesion segmentation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import cast
 
 import torch
@@ -21,13 +22,14 @@ from dmx.model.spec import NetworkSpec, PathwaySpec
 from dmx.model.upsampling import upsample
 
 
-def run_blocks(blocks: Iterable[nn.Module], x_NCIJK: Tensor) -> Tensor:
+def run_blocks(blocks: Sequence[Block], x_NCIJK: Tensor) -> Tensor:
     """Run blocks one after the other; a residual one also gets the input of the block before."""
-    previous: Tensor | None = None
-    for block in blocks:
-        assert isinstance(block, Block)
-        result = block(x_NCIJK, previous if block.spec.residual else None)
-        previous, x_NCIJK = x_NCIJK, result
+    shortcut: Tensor | None = None
+    for block, following in zip_longest(blocks, blocks[1:]):
+        result = block(x_NCIJK, shortcut)
+        # Kept only where it is needed: in prediction all other features are freed at once.
+        shortcut = x_NCIJK if following is not None and following.spec.residual else None
+        x_NCIJK = result
     return x_NCIJK
 
 
@@ -40,7 +42,11 @@ class Pathway(nn.ModuleDict):
 
     def forward(self, x_NCIJK: Tensor) -> Tensor:
         """Return the features of the last block."""
-        return run_blocks(self.values(), x_NCIJK)
+        return run_blocks(self.blocks(), x_NCIJK)
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks in order."""
+        return [cast(Block, block) for block in self.values()]
 
 
 class MultiScaleNet(Network):
@@ -73,14 +79,18 @@ class MultiScaleNet(Network):
         """
         if len(patches) != len(self.spec.parallel):
             raise ModelError(f"This network reads {len(self.spec.parallel)} patches of a segment, got {len(patches)}.")
-        features = [self.get_submodule("normal")(patches[0])]
-        _, _, i, j, k = features[0].shape
+        return run_blocks([*self._pathway("fc").blocks(), self.head], self._join(patches))
+
+    def _pathway(self, name: str) -> Pathway:
+        return cast(Pathway, self.get_submodule(name))
+
+    def _join(self, patches: Sequence[Tensor]) -> Tensor:
+        """Return the channels of all parallel pathways at full resolution."""
+        features = [self._pathway("normal")(patches[0])]
         for pathway, patch in zip(self.spec.subsampled, patches[1:], strict=True):
-            coarse = self.get_submodule(pathway.name)(patch)
-            features.append(upsample(coarse, pathway.factor, (i, j, k), self.upsampling))
-        joined = torch.cat(features, dim=1) if len(features) > 1 else features[0]
-        fc = self.get_submodule("fc")
-        return run_blocks([*fc.children(), self.head], joined)
+            coarse = self._pathway(pathway.name)(patch)
+            features.append(upsample(coarse, pathway.factor, features[0], self.upsampling))
+        return torch.cat(features, dim=1) if len(features) > 1 else features[0]
 
     def segment_plan(self, segment: Triple) -> SegmentPlan:
         """Return what the pathways read of a segment; see :func:`dmx.model.plan.plan_segment`."""

@@ -34,8 +34,8 @@ class LayerReport:
         kernels: Size of each kernel; several where one is factorized, none in a layer without.
         in_channels: Channels that the first kernel gets; None without kernel.
         out_channels: Channels that the last kernel gives; None without kernel.
-        output_shape: Size of its output without batch and channels, with channels in layers of transformers; empty where
-            it gives none.
+        output_shape: Size of its output without batch and channels, with the channels in layers of transformers;
+            empty where it gives none.
         parameters: Trainable numbers.
         multiply_adds: Multiplications with addition per segment, in convolutions and linear layers.
         is_head: Whether it gives the class scores.

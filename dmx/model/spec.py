@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
-from dmx.config.model import Kernel, ModelSection, Padding, PathwaySection
+from dmx.config.model import Kernel, Kernels, ModelSection, Padding, PathwaySection
 from dmx.errors import ModelError
 from dmx.geometry import Triple, receptive_field, triple
 
@@ -101,17 +101,17 @@ def _text(value: object) -> str:
     return str(value).replace("(", "[").replace(",)", "]").replace(")", "]")
 
 
-def _kernels(field: str, value: Kernel | tuple[Kernel, ...], count: int) -> tuple[Triple, ...]:
-    """Return one kernel per layer; three plain numbers are one kernel unless they could be one per layer."""
-    flat = isinstance(value, tuple) and all(isinstance(entry, int) for entry in value)
-    if flat and len(cast(tuple[int, ...], value)) == 3:
-        if count == 3 and len(set(cast(tuple[int, ...], value))) > 1:
-            raise ModelError(
-                f"{field}: {_text(value)} can mean one kernel for all layers or one per layer. "
-                f"Write one list of three numbers per layer, e.g. {[[entry] * 3 for entry in cast(Triple, value)]}."
-            )
-        value = (cast(Kernel, value),) * count
-    entries = _per_layer(field, cast(Kernel, value), count)
+def _kernels(field: str, value: Kernels, count: int) -> tuple[Triple, ...]:
+    """Return one kernel per layer; a list with a single kernel of three sizes is for all layers."""
+    if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], tuple):
+        value = value * count
+    if isinstance(value, tuple) and len(value) == 3 != count and all(isinstance(size, int) for size in value):
+        sizes = list(value)
+        raise ModelError(
+            f"{field} must have one entry for each of the {count} layers, got 3: {sizes}. "
+            f"For one kernel of three sizes in all layers write [{sizes}]."
+        )
+    entries: tuple[Kernel, ...] = _per_layer(field, value, count)
     for entry in entries:
         if (isinstance(entry, tuple) and len(entry) != 3) or min(triple(entry)) < 1:
             raise ModelError(f"{field} must be at least 1 on each of three axes, got {_text(entry)}.")
