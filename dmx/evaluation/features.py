@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dmx.errors import ModelError, suggest
 from dmx.evaluation.layout import Tile
-from dmx.geometry import SegmentPlan, Triple
+from dmx.geometry import PatchPlan, SegmentPlan, Triple
 from dmx.model.network import Network
 
 Allocate = Callable[[str, tuple[int, int, int, int]], Tensor]
@@ -77,10 +77,14 @@ class FeatureMaps:
             shape: Volume size.
 
         Raises:
-            ModelError: A layer has fewer channels than asked for.
+            ModelError: A layer has fewer channels than asked for, or gives no volume.
         """
         for name, (first, last) in self._layers.items():
             output = self._latest[name]
+            if output.ndim != 5:
+                raise ModelError(
+                    f"Layer '{name}' gives {output.ndim} dimensions, which are no feature maps of a volume."
+                )
             if last >= output.shape[1]:
                 raise ModelError(f"Layer '{name}' has {output.shape[1]} feature maps, got a request for 0 to {last}.")
             if name not in self.volumes:
@@ -97,33 +101,24 @@ class FeatureMaps:
 def to_output_block(maps_CIJK: Tensor, plan: SegmentPlan, pathway: str) -> Tensor:
     """Return a layer's output for a segment at full resolution, cut to the segment's output block.
 
-    Convolutions without padding take the same from both ends, so a map lies in the middle of what its pathway read. A
-    pathway that the plan does not name joins the others (``fc``) or has scales of its own (networks of MONAI): its maps
-    lie in the middle of the segment, resized to it when they are less than half as large.
+    Convolutions without padding take the same from both ends, so a map lies in the middle of what its pathway read; the
+    layers that join the pathways read the whole segment. In a network without a margin, maps of another size are
+    coarser and are resized to the segment.
 
     Args:
         maps_CIJK: Output of a layer.
         plan: Plan of the segment.
         pathway: Pathway of the layer.
     """
-    patch = next((patch for patch in plan.patches if patch.name == pathway), None)
-    size, factor, offset = plan.shape, (1, 1, 1), (0, 0, 0)
-    if patch is not None:
-        size, factor, offset = patch.shape, patch.factor, patch.offset
-    elif any(2 * n <= whole for n, whole in zip(maps_CIJK.shape[1:], plan.shape, strict=True)) and not plan_margin(
-        plan
-    ):
+    whole = PatchPlan(pathway, plan.shape, (1, 1, 1), (0, 0, 0))
+    patch = next((patch for patch in plan.patches if patch.name == pathway), whole)
+    if patch.factor == (1, 1, 1) and max(*plan.margin_before, *plan.margin_after) == 0:
         maps_CIJK = functional.interpolate(maps_CIJK.unsqueeze(0), size=plan.shape, mode="nearest").squeeze(0)
     block = maps_CIJK
     for axis in range(3):
-        lost = size[axis] - maps_CIJK.shape[axis + 1]
-        first = offset[axis] + lost // 2 * factor[axis]
+        lost = patch.shape[axis] - maps_CIJK.shape[axis + 1]
+        first = patch.offset[axis] + lost // 2 * patch.factor[axis]
         wanted = torch.arange(plan.output_shape[axis], device=block.device) + plan.margin_before[axis] - first
-        index = wanted.div(factor[axis], rounding_mode="floor").clamp(0, maps_CIJK.shape[axis + 1] - 1)
+        index = wanted.div(patch.factor[axis], rounding_mode="floor").clamp(0, maps_CIJK.shape[axis + 1] - 1)
         block = block.index_select(axis + 1, index)
     return block
-
-
-def plan_margin(plan: SegmentPlan) -> int:
-    """Return the widest margin of a plan; 0 for networks that keep the size."""
-    return max(*plan.margin_before, *plan.margin_after)

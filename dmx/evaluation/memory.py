@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmx.geometry import SegmentPlan
+from dmx.model.meta import meta_call, meta_patches, meta_state, mode
 
 _WORKSPACE = 2.0
 """Convolutions copy input and output into their own layout; measured on a CPU against the process' peak."""
@@ -98,15 +98,13 @@ def forward_bytes(network: nn.Module, plan: SegmentPlan, *, channels: int, batch
         channels: Channels of the case.
         batch: Segments per pass.
     """
-    patches = [torch.empty((batch, channels, *patch.shape), device="meta") for patch in plan.patches]
-    state = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]
-    }
+    patches = meta_patches(plan, batch_size=batch, num_channels=channels)
     inputs = sum(patch.nbytes for patch in patches)
     try:
-        with torch.no_grad(), PeakOfTensors() as follower:
-            functional_call(network, state, (patches,))
+        with mode(network, training=False), torch.no_grad():
+            state = meta_state(network)
+            with PeakOfTensors() as follower:
+                meta_call(network, state, patches)
     except (RuntimeError, NotImplementedError, ValueError, TypeError):
         # Networks that look at values or make tensors on a fixed device cannot run without content.
         return int(_WORKSPACE * _guess(network, patches))

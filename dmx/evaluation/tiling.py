@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +17,7 @@ from dmx.evaluation.layout import Plans, Tile, fitted_tiles, grid_tiles, occupie
 from dmx.evaluation.memory import forward_bytes, free_bytes
 from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
 from dmx.geometry import SegmentPlan, Triple, triple
+from dmx.model.meta import mode
 from dmx.model.network import Network
 from dmx.model.spec import size_text
 from dmx.sampling.patches import cut_patches
@@ -132,7 +133,7 @@ class _Job:
         first = plan = self._first_plan()
         while True:
             try:
-                with _evaluating(predictor.network), torch.no_grad(), self._hooks():
+                with mode(predictor.network, training=False), torch.no_grad(), self._hooks():
                     result = self._predict(plan, progress)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -280,18 +281,6 @@ def _autocast(device: torch.device, precision: str | None) -> AbstractContextMan
     if precision in (None, "fp32"):
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-@contextmanager
-def _evaluating(network: Network) -> Iterator[None]:
-    """Put a network into evaluation mode, and every module back afterwards."""
-    before = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
