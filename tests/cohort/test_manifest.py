@@ -75,7 +75,10 @@ HEADER = "case,subject,channel_t1,label_map,split"
         ("case;subject;channel_t1\na;s;t.nii", "columns separated by commas, got semicolons"),
         ("case\tsubject\tchannel_t1\na\ts\tt.nii", "got tabs"),
         ("case,subjct,channel_t1\na,s,t.nii", "column 'subjct': is not a column .*Did you mean 'subject'"),
-        ("case,subject,t1,channel_t2\na,s,t.nii,u.nii", "column 't1': is not a column .*A channel's column is 'channel_t1'"),
+        (
+            "case,subject,t1,channel_t2\na,s,t.nii,u.nii",
+            "column 't1': is not a column .*A channel's column is 'channel_t1'",
+        ),
         (f"{HEADER}\na,s,t.nii,,trainin\n", "column 'split': must be one of .*Did you mean 'training'"),
         (f"{HEADER}\na,s,-,l.nii,training\n", "must have at least one channel"),
         (f"{HEADER}\n../a,s,t.nii,,\n", "column 'case': must be fit for a file name"),
@@ -130,7 +133,7 @@ def test_a_manifest_that_is_not_there_or_cannot_be_written_is_named(tmp_path: Pa
     assert not (tmp_path / "m.csv").exists()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rest=st.text(alphabet=st.sampled_from(list('ab,"\n\r#-: ;/.\u2028\x85é')), max_size=60), cut=st.integers(0, 40))
 def test_any_text_is_a_manifest_or_one_sentence(tmp_path: Path, rest: str, cut: int) -> None:
     path = tmp_path / "m.csv"

@@ -1,0 +1,71 @@
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dmx.cohort import digest as digest_module
+from dmx.cohort.cache import FactStore, default_cache_dir
+from dmx.cohort.case import Cohort
+from dmx.cohort.digest import cohort_digest, file_sha256
+from dmx.errors import CohortError
+
+
+def test_the_hash_is_that_of_the_content_and_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"scan")
+    assert file_sha256(path) == hashlib.sha256(b"scan").hexdigest()
+    path.write_bytes(b"nacs")
+    assert file_sha256(path) == hashlib.sha256(b"nacs").hexdigest(), "a file of this moment is not remembered"
+    os.utime(path, (1e9, 1e9))
+    file_sha256(path)
+    monkeypatch.setattr(digest_module.hashlib, "file_digest", lambda *_: pytest.fail("the file was read"))
+    digest_module._store.cache_clear()
+    assert file_sha256(path) == hashlib.sha256(b"nacs").hexdigest()
+    with pytest.raises(CohortError, match="there is no such file"):
+        file_sha256(tmp_path / "b")
+
+
+def test_the_digest_is_that_of_the_content_alone(
+    make_cohort: Callable[..., Cohort], tmp_path: Path, write_scan: Callable[..., Path]
+) -> None:
+    cohort = make_cohort()
+    digest = cohort_digest(cohort)
+    assert len(digest) <= 36
+    assert digest == cohort_digest(replace(cohort, cases=cohort.cases[::-1], name="other"))
+    first, *others = cohort.cases
+    (tmp_path / "moved.nii.gz").write_bytes(first.channels["t1"].read_bytes())
+    moved = replace(first, channels={"t1": tmp_path / "moved.nii.gz"})
+    assert digest == cohort_digest(replace(cohort, cases=(moved, *others)))
+    for changed in (
+        replace(first, name="other"),
+        replace(first, subject="other"),
+        replace(first, split="validation"),
+        replace(first, roi=None),
+        replace(first, channels={"t1": write_scan("other.nii.gz")}),
+        replace(first, roi=first.label_map, label_map=first.roi),
+    ):
+        assert digest != cohort_digest(replace(cohort, cases=(changed, *others)))
+
+
+def test_facts_survive_and_damaged_lines_and_locked_folders_do_no_harm(tmp_path: Path) -> None:
+    store = FactStore(tmp_path / "facts.jsonl")
+    store.put("a", {"x": [1, 2]})
+    with (tmp_path / "facts.jsonl").open("a") as file:
+        file.write('["b", 2\n[1,2,3]\n[1,2]\n\n["c",3]\n')
+    again = FactStore(tmp_path / "facts.jsonl")
+    assert (again.get("a"), again.get("b"), again.get("c")) == ({"x": [1, 2]}, None, 3)
+    locked = FactStore(tmp_path / "facts.jsonl" / "below")
+    locked.put("a", 1)
+    assert locked.get("a") == 1
+
+
+def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert default_cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("DMX_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_cache_dir() == Path("/x/dmx")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache_dir() == Path.home() / ".cache" / "dmx"
