@@ -45,8 +45,7 @@ def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
     filling = cast(Any, torch.utils.deterministic)
     before = (
         torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_deterministic_debug_mode(),
         filling.fill_uninitialized_memory,
         cudnn.deterministic,
         cudnn.benchmark,
@@ -58,7 +57,8 @@ def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
         if training.deterministic:
             # cuBLAS reads it when the first matrix product runs.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(training.deterministic)
+        # The same as torch.use_deterministic_algorithms without its import of the compiler, which takes seconds.
+        torch.set_deterministic_debug_mode("error" if training.deterministic else "default")
         # Filling new memory is a debugging aid of the deterministic mode and costs bandwidth.
         filling.fill_uninitialized_memory = False
         cudnn.deterministic = training.deterministic
@@ -67,10 +67,10 @@ def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1], warn_only=before[2])
-        filling.fill_uninitialized_memory = before[3]
-        cudnn.deterministic, cudnn.benchmark = before[4], before[5]
-        if before[6] is None:
+        torch.set_deterministic_debug_mode(before[1])
+        filling.fill_uninitialized_memory = before[2]
+        cudnn.deterministic, cudnn.benchmark = before[3], before[4]
+        if before[5] is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
