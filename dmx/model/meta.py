@@ -23,12 +23,18 @@ def mode(network: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def meta_state(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, as shapes without values."""
-    state: dict[str, Tensor] = {
-        name: torch.empty_like(parameter, device="meta").requires_grad_(parameter.requires_grad)
-        for name, parameter in network.named_parameters()
-    }
-    state.update({name: torch.empty_like(buffer, device="meta") for name, buffer in network.named_buffers()})
+    """Return parameters and buffers by name, as shapes without values.
+
+    Each module appears under its first name, so that one that is registered twice is replaced, and put back, once.
+    """
+    shapes: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for prefix, module in network.named_modules():
+        own = [*module.named_parameters(prefix, recurse=False), *module.named_buffers(prefix, recurse=False)]
+        for name, value in own:
+            if id(value) not in shapes:
+                shapes[id(value)] = torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+            state[name] = shapes[id(value)]
     return state
 
 
@@ -39,5 +45,5 @@ def meta_patches(plan: SegmentPlan, *, batch_size: int, num_channels: int) -> li
 
 def meta_call(network: nn.Module, state: dict[str, Tensor], inputs: Tensor | Sequence[Tensor]) -> object:
     """Return what the network gives for its input, as shapes without values."""
-    output: object = functional_call(network, state, (inputs,))
+    output: object = functional_call(network, state, (inputs,), tie_weights=False)
     return output
