@@ -36,13 +36,13 @@ THIRD_PARTY = {
     "sampling": {"torch"},
     "evaluation": {"torch", "numpy", "scipy", "monai", "matplotlib"},
     "training": {"torch", "safetensors", "monai"},
-    "tracking": {"mlflow", "numpy", "matplotlib", "psutil", "yaml"},
+    "tracking": {"mlflow", "matplotlib", "psutil", "torch"},
     "workflows": {"torch", "numpy"},
     "cli": {"typer", "rich", "click"},
 }
 ONLY_IN = {
     "nibabel": {"dmx.cohort.volume"},
-    "mlflow": {"dmx.tracking.mlflow_store", "dmx.tracking.ui"},
+    "mlflow": {"dmx.tracking.mlflow_store"},
     "pydantic": {"dmx.config.load"},
 }
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "dmx").rglob("*.py")}

@@ -107,12 +107,8 @@ def _upload(target: Target, entry: Entry) -> None:
 def _image(target: Target, entry: Entry) -> None:
     source = target.folder.path / entry["source"]
     if source.exists():
-        from PIL import Image
-
-        with Image.open(source) as image:
-            target.store.log_image(
-                target.run_id, image.convert("RGB"), key=entry["key"], point=(entry["step"], entry["time"])
-            )
+        point = (entry["step"], entry["time"])
+        target.store.log_image(target.run_id, source, key=entry["key"], point=point)
         source.unlink()
 
 

@@ -7,15 +7,15 @@ unfinished run of the same process would capture.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING, Any
 
 from dmx.errors import RunError
-from dmx.tracking import catalog
 from dmx.tracking.embedded import database_path, opening
-from dmx.tracking.location import artifact_location, check_route, is_server, mask, project_root, resolve_uri
+from dmx.tracking.location import artifact_location, check_route, is_server, project_root, resolve_uri
+from dmx.tracking.mlflow_reader import MlflowReader
 from dmx.tracking.sentences import one_sentence
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status
 from dmx.tracking.view_state import experiment_tags
@@ -23,7 +23,6 @@ from dmx.tracking.view_state import experiment_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Experiment, Run
-    from PIL.Image import Image
 
 _ENVIRONMENT = {
     # The defaults let one call to a dead server block for minutes.
@@ -34,7 +33,7 @@ _ENVIRONMENT = {
 }
 _METRICS_PER_CALL = 500
 _ENTRIES_PER_CALL = 90
-_PAGE = 1000
+_UPLOAD_SECONDS = "120"
 _LONGEST_DIGEST = 36
 
 
@@ -63,33 +62,34 @@ def _client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-class MlflowStore:
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Wait longer: a server answers to a large file only when its own storage has it."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ[name]
+    if before == _ENVIRONMENT[name]:
+        os.environ[name] = _UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        os.environ[name] = before
+
+
+class MlflowStore(MlflowReader):
     """Runs in MLflow."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._experiment_names: dict[str, str] = {}
-        self._artifact_uris: dict[str, str] = {}
         database = database_path(uri)
-        if database is not None:
-            self._uri = f"sqlite:///{database}"
-        self._client = self._connect(database)
+        absolute = uri if database is None else f"sqlite:///{database}"
+        super().__init__(absolute, None)
+        self._client: MlflowClient = self._connect(database)
 
     @one_sentence
     def _connect(self, database: Path | None) -> "MlflowClient":
-        if database is None:
-            client = _client(self._uri)
-            client.search_experiments(max_results=1)
-            return client
-        with opening(database):
+        with nullcontext() if database is None else opening(database):
             client = _client(self._uri)
             client.search_experiments(max_results=1)
         return client
-
-    @property
-    def uri(self) -> str:
-        """Return where the store is, without any password."""
-        return mask(self._uri)
 
     @one_sentence
     def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
@@ -127,77 +127,6 @@ class MlflowStore:
         return artifact_location(
             self._uri, experiment, {item.artifact_location for item in self._client.search_experiments()}
         )
-
-    @one_sentence
-    def get_run(self, run_id: str) -> RunInfo:
-        """Return a run by its full id."""
-        return self._info(self._client.get_run(run_id))
-
-    def find_run(self, text: str) -> RunInfo:
-        """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names."""
-        return catalog.find_run(self, text)
-
-    @one_sentence
-    def list_runs(
-        self,
-        *,
-        experiment: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        prefix: str = "",
-        limit: int = 1000,
-    ) -> list[RunInfo]:
-        """Return the runs of this program, newest first; of all experiments when none is named."""
-        self._experiment_names.update({item.experiment_id: item.name for item in self._client.search_experiments()})
-        ids = [key for key, name in self._experiment_names.items() if experiment in (None, name)]
-        conditions = ["tags.`dmx.kind` != ''"]
-        if prefix:
-            conditions.append(f"attributes.run_id LIKE '{prefix}%'")
-        for key, value in (tags or {}).items():
-            quoted = value.replace("'", "")
-            conditions.append(f"tags.`{key}` = '{quoted}'")
-        runs: list[RunInfo] = []
-        token: str | None = None
-        while ids and len(runs) < limit:
-            page = self._client.search_runs(
-                ids,
-                " and ".join(conditions),
-                max_results=min(_PAGE, limit - len(runs)),
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            runs += [self._info(run) for run in page]
-            token = page.token
-            if not token:
-                break
-        return runs
-
-    @one_sentence
-    def metric_history(self, run_id: str, key: str) -> list[MetricPoint]:
-        """Return all points of a metric in the order of their steps."""
-        points = self._client.get_metric_history(run_id, key)
-        return sorted(
-            (MetricPoint(point.key, point.value, point.step, point.timestamp) for point in points),
-            key=lambda point: (point.step, point.timestamp),
-        )
-
-    @one_sentence
-    def local_artifacts(self, run_id: str) -> Path | None:
-        """Return the run's artifact folder when it is a folder of this machine."""
-        parsed = urlparse(self._artifacts(run_id))
-        return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
-
-    @one_sentence
-    def list_artifacts(self, run_id: str, path: str = "") -> list[str]:
-        """Return the paths directly below ``path``."""
-        self._artifacts(run_id)
-        return [str(item.path) for item in self._client.list_artifacts(run_id, path or None)]
-
-    @one_sentence
-    def download(self, run_id: str, path: str, target: Path) -> Path:
-        """Copy an artifact (a file or a folder) below ``target`` and return where it is."""
-        self._artifacts(run_id)
-        target.mkdir(parents=True, exist_ok=True)
-        return Path(self._client.download_artifacts(run_id, path, str(target)))
 
     @one_sentence
     def set_status(self, run_id: str, status: Status) -> None:
@@ -286,17 +215,18 @@ class MlflowStore:
     def upload(self, run_id: str, source: Path, folder: str = "") -> None:
         """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
         self._artifacts(run_id)
-        if source.is_dir():
-            self._client.log_artifacts(run_id, str(source), folder or None)
-        else:
-            self._client.log_artifact(run_id, str(source), folder or None)
+        log = self._client.log_artifacts if source.is_dir() else self._client.log_artifact
+        with _patient():
+            log(run_id, str(source), folder or None)
 
     @one_sentence
-    def log_image(self, run_id: str, image: "Image", *, key: str, point: tuple[int, int]) -> None:
+    def log_image(self, run_id: str, picture: Path, *, key: str, point: tuple[int, int]) -> None:
         """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
+        from mlflow import Image
+
         start = f"images/{key.replace('/', '~')}+step+{point[0]}+"
         if not any(path.startswith(start) for path in self.list_artifacts(run_id, "images")):
-            self._client.log_image(run_id, image, key=key, step=point[0], timestamp=point[1])
+            self._client.log_image(run_id, Image(str(picture)), key=key, step=point[0], timestamp=point[1])
 
     @one_sentence
     def delete_artifacts(self, run_id: str, path: str) -> None:
@@ -308,31 +238,6 @@ class MlflowStore:
             repository.delete_artifacts(path)
         for model_id in self._models(self._client.get_run(run_id), path):
             self._client.delete_logged_model(model_id)
-
-    def _artifacts(self, run_id: str) -> str:
-        if run_id not in self._artifact_uris:
-            location = self._client.get_run(run_id).info.artifact_uri
-            check_route(self._uri, location)
-            self._artifact_uris[run_id] = location
-        return self._artifact_uris[run_id]
-
-    def _info(self, run: "Run") -> RunInfo:
-        experiment_id = run.info.experiment_id
-        if experiment_id not in self._experiment_names:
-            self._experiment_names[experiment_id] = self._client.get_experiment(experiment_id).name
-        return RunInfo(
-            id=run.info.run_id,
-            name=run.info.run_name or "",
-            experiment=self._experiment_names[experiment_id],
-            experiment_id=experiment_id,
-            status=cast(Any, run.info.status),
-            started=run.info.start_time,
-            ended=run.info.end_time,
-            artifact_uri=run.info.artifact_uri,
-            params=dict(run.data.params),
-            metrics=dict(run.data.metrics),
-            tags=dict(run.data.tags),
-        )
 
 
 def _dataset_input(cohort: CohortInput) -> "DatasetInput":

@@ -38,8 +38,16 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
         except RunError:
             raise
         except Exception as error:
-            kind = StoreRefusedError if getattr(error, "error_code", "") in _REFUSED else RunError
+            kind = StoreRefusedError if _refused(error) else RunError
             lines = mask(str(error)).splitlines() or [type(error).__name__]
+            if "Max retries exceeded" in lines[0] or "timed out" in lines[0]:
+                raise RunError(f"The run store {self.uri} does not answer.") from error
             raise kind(f"The run store {self.uri} failed in '{method.__name__}': {lines[0]}") from error
 
     return call
+
+
+def _refused(error: Exception) -> bool:
+    """Tell whether the store has understood the call: by MLflow's code, or by the status of an upload."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return getattr(error, "error_code", "") in _REFUSED or status in (400, 404, 413)

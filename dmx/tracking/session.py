@@ -22,7 +22,6 @@ from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 _MAX_TAG = 5000
 _MAX_PARAM = 500
@@ -121,20 +120,16 @@ class ActiveRun:
     def log_figure(self, path: str, figure: "Figure") -> None:
         """Make a figure an artifact, as PNG."""
         with self.guarded(path):
-            target = self.files / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(figure, target)
+            save_figure(figure, self.files / path)
             self.log_file(path)
 
-    def log_image(self, key: str, image: "Figure | Image", step: int) -> None:
-        """Add a picture to the course of pictures of that key, which MLflow shows by step."""
+    def log_image(self, key: str, figure: "Figure", step: int) -> None:
+        """Add a figure to the course of pictures of that key, which MLflow shows by step."""
         with self.guarded(key):
-            folder = self.folder.path / "images"
-            folder.mkdir(exist_ok=True)
-            target = folder / f"{key.replace('/', '~')}_{step:09d}.png"
-            save_figure(image, target)
+            source = f"images/{key.replace('/', '~')}_{step:09d}.png"
+            save_figure(figure, self.folder.path / source)
             moment = int(time.time() * 1000)
-            self.write({"do": "image", "source": f"images/{target.name}", "key": key, "step": step, "time": moment})
+            self.write({"do": "image", "source": source, "key": key, "step": step, "time": moment})
 
     def log_cohort(self, cohort: CohortInput) -> None:
         """Add a cohort to the run's inputs."""

@@ -3,12 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from dmx.errors import RunError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED"]
 
@@ -164,7 +161,7 @@ class RunWriter(Protocol):
     def upload(self, run_id: str, source: Path, folder: str = "") -> None:
         """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
 
-    def log_image(self, run_id: str, image: "Image", *, key: str, point: tuple[int, int]) -> None:
+    def log_image(self, run_id: str, picture: Path, *, key: str, point: tuple[int, int]) -> None:
         """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
 
     def delete_artifacts(self, run_id: str, path: str) -> None:
