@@ -164,7 +164,8 @@ def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: 
             "label in cohort.labels."
         )
     dtype = np.uint8 if len(contract.classes) <= 256 else np.int16
-    return indices[np.searchsorted(found, whole)].astype(dtype)
+    classes: NDArray[Any] = indices[np.searchsorted(found, whole)].astype(dtype)
+    return classes
 
 
 def _labels(reader: _Reader, path: Path, contract: Contract, geometry: Geometry) -> NDArray[Any]:
@@ -178,4 +179,5 @@ def _weights(reader: _Reader, name: str, path: Path, geometry: Geometry) -> NDAr
         raise CohortError(
             f"case '{reader.case.name}': the weight map '{path}' must have values of at least 0, got {weights.min()}."
         )
-    return forward(weights, geometry, kind="linear").astype(np.float32)
+    placed: NDArray[np.float32] = forward(weights, geometry, kind="linear").astype(np.float32)
+    return placed
