@@ -33,7 +33,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Manifest to write.
 
 
 @app.command("import")
-def import_(  # noqa: PLR0913 - a command has an argument per option
+def import_(
     source: Annotated[
         Path,
         typer.Argument(help="dataset.json, DeepMedic .cfg or table, or a folder.", show_default=False),
@@ -157,7 +157,7 @@ def show(
 
 
 @app.command()
-def split(  # noqa: PLR0913 - a command has an argument per option
+def split(
     manifest: Manifest,
     output: Output,
     *,

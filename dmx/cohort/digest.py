@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ def file_sha256(path: str | Path, *, cache_dir: Path | None = None) -> str:
     store = _store(cache_dir or default_cache_dir())
     try:
         status = path.stat()
+        # A pipe would wait for ever, a device never end.
+        if not stat.S_ISREG(status.st_mode):
+            raise CohortError(f"'{path}' cannot be read: it is not a file.")
         key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
         if (known := store.get(key.hexdigest())) is not None:
             return str(known)

@@ -12,7 +12,7 @@ import numpy as np
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.files import atomic_file
-from dmx.cohort.view import Array, CaseView, class_volumes, inside, load_view
+from dmx.cohort.view import Array, CaseView, class_name, class_volumes, inside, load_view
 from dmx.errors import CohortError, suggest
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#0
 _COLUMN_INCHES = 2.8
 _HISTOGRAM_INCHES = 1.5
 _BINS = 80
+_MAX_BARS = 6
 # Name, axis across the page, axis up the page, letters at the left and right edge; axes are those of RAS.
 _PLANES = (("axial", 0, 1, "LR"), ("coronal", 0, 2, "LR"), ("sagittal", 1, 2, "PA"))
 
@@ -65,7 +66,9 @@ def show_cohort(
         view = load_view(case)
         picture = folder / f"{case.name}.png"
         _save(_draw(case, view, cohort.classes), picture)
-        shown.append(ShownCase(case.name, picture, class_volumes(view, cohort.classes)))
+        volumes = class_volumes(view, cohort.classes)
+        named = {class_name(label, cohort.classes): volume for label, volume in volumes.items()}
+        shown.append(ShownCase(case.name, picture, named))
         if progress is not None:
             progress(index + 1, len(cases))
     return shown
@@ -108,7 +111,7 @@ def _draw(case: Case, view: CaseView, classes: Sequence[str]) -> "Figure":
         for row, _ in enumerate(_PLANES):
             _draw_plane(axes[row, -1], view, row, base)
             _draw_labels(axes[row, -1], view, row)
-        _draw_volumes(axes[-1, -1], class_volumes(view, classes))
+        _draw_volumes(axes[-1, -1], _largest(class_volumes(view, classes)), classes)
     for row, (name, *_) in enumerate(_PLANES):
         axes[row, 0].set_ylabel(name, fontsize=9)
     return figure
@@ -193,7 +196,7 @@ def _draw_histogram(axes: "Axes", view: CaseView, array: Array | None) -> None:
     style = {"bins": bins.tolist(), "density": True}
     axes.hist(array[inside(array, view)], color="lightgray", **style)
     if view.labels is not None:
-        for label in np.unique(view.labels[view.labels > 0]).tolist():
+        for label in _largest(class_volumes(view, ())):
             values = array[view.labels == label]
             if ((values >= bins[0]) & (values <= bins[-1])).any():
                 axes.hist(values, color=class_color(label), histtype="step", **style)
@@ -210,14 +213,21 @@ def _bins(array: Array, window: tuple[float, float]) -> Array:
     return np.arange(math.floor(low) - 0.5, high + width, width)
 
 
-def _draw_volumes(axes: "Axes", volumes: dict[str, float]) -> None:
+def _largest(volumes: dict[int, float]) -> dict[int, float]:
+    """Return the classes that a small chart has room for, in the order of their labels."""
+    kept = sorted(volumes, key=volumes.__getitem__, reverse=True)[:_MAX_BARS]
+    return {label: volumes[label] for label in sorted(kept)}
+
+
+def _draw_volumes(axes: "Axes", volumes: dict[int, float], classes: Sequence[str]) -> None:
     positions = range(len(volumes))
-    axes.barh(positions, list(volumes.values()), color=[class_color(k + 1) for k in positions], height=0.6)
+    axes.barh(positions, list(volumes.values()), color=[class_color(label) for label in volumes], height=0.6)
     axes.set_yticks([])
     # A few bars keep the height that many have.
     axes.set_ylim(max(len(volumes), 4) - 0.5, -0.8)
-    for position, (name, volume) in enumerate(volumes.items()):
-        axes.text(0, position - 0.34, f"{name}  {volume:.3g} ml", fontsize=7, va="bottom", parse_math=False)
+    for position, (label, volume) in enumerate(volumes.items()):
+        text = f"{class_name(label, classes)}  {volume:.3g} ml"
+        axes.text(0, position - 0.34, text, fontsize=7, va="bottom", parse_math=False)
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=7)

@@ -12,6 +12,7 @@ from dmx.cohort.volume import Volume, read_volume
 from dmx.errors import CohortError
 
 _MARGIN = 4
+_LARGEST_LABEL = 2**30
 
 Array = NDArray[Any]
 
@@ -60,7 +61,7 @@ def load_view(case: Case) -> CaseView:
     arrays = {column: _to_ras(volume) for column, volume in volumes.items()}
     box = _box(arrays.get("roi", arrays[reference]), arrays.get("label_map"))
     arrays = {column: array[box] for column, array in arrays.items()}
-    labels = np.rint(arrays["label_map"]).astype(np.int32) if "label_map" in arrays else None
+    labels = _integers(arrays["label_map"]) if "label_map" in arrays else None
     roi = arrays["roi"] > 0 if "roi" in arrays else None
     spacing = _ras_spacing(volumes[reference])
     region = labels > 0 if labels is not None and (labels > 0).any() else roi
@@ -71,6 +72,13 @@ def load_view(case: Case) -> CaseView:
         spacing=spacing,
         center=_center(region, arrays[reference].shape, spacing),
     )
+
+
+def _integers(array: Array) -> Array:
+    """Return labels as integers; values that no class has stay out of the way."""
+    if array.dtype.kind == "f":
+        array = np.clip(np.rint(array), -1, _LARGEST_LABEL)
+    return array.astype(np.int64)
 
 
 def _box(array: Array, labels: Array | None) -> tuple[slice, ...]:
@@ -118,14 +126,14 @@ def class_name(index: int, classes: Sequence[str]) -> str:
     return classes[index] if index < len(classes) else f"class {index}"
 
 
-def class_volumes(view: CaseView, classes: Sequence[str]) -> dict[str, float]:
-    """Return the volume in ml of each class but the background."""
+def class_volumes(view: CaseView, classes: Sequence[str]) -> dict[int, float]:
+    """Return the volume in ml of each class but the background that is named or present."""
     if view.labels is None:
         return {}
     voxel_ml = float(np.prod(view.spacing)) / 1000
-    present = np.unique(view.labels[view.labels > 0]).tolist()
-    count = max([len(classes) - 1, *present])
-    return {class_name(k, classes): int((view.labels == k).sum()) * voxel_ml for k in range(1, count + 1)}
+    found, counts = np.unique(view.labels[view.labels > 0], return_counts=True)
+    voxels = dict.fromkeys(range(1, len(classes)), 0) | dict(zip(found.tolist(), counts.tolist(), strict=True))
+    return {label: voxels[label] * voxel_ml for label in sorted(voxels)}
 
 
 def inside(array: Array, view: CaseView) -> Array:

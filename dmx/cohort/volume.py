@@ -6,6 +6,7 @@ damaged or hostile file costs one sentence and no memory.
 
 import gzip
 import io
+import stat
 import zlib
 from contextlib import closing
 from dataclasses import dataclass
@@ -150,10 +151,14 @@ def read_header(path: str | Path) -> NiftiHeader:
     path = Path(path)
     _require_suffix(path)
     try:
+        status = path.stat()
+        # A pipe would wait for ever, a device never end.
+        if not stat.S_ISREG(status.st_mode):
+            raise CohortError(f"'{path}' cannot be read: it is not a file.")
         with closing(_open(path)) as stream:
             start = stream.read(_LONGEST_HEADER)
         header = _parse_header(path, start)
-        require_data(path, header, path.stat().st_size)
+        require_data(path, header, status.st_size)
     except CohortError:
         raise
     except (OSError, EOFError, zlib.error) as error:
@@ -192,22 +197,32 @@ def _read_data(path: Path, header: NiftiHeader) -> NDArray[Any]:
     size = int(np.prod(header.shape, dtype=np.int64)) * header.dtype.itemsize
     try:
         with closing(_open(path)) as stream:
-            stream.read(header.offset)
-            content = stream.read(size)
+            stream.seek(header.offset)
+            content = bytearray(size)
+            filled = _fill(stream, content)
             # The checksum at the end of a gzip file is compared when the end is reached.
             if path.name.endswith(".gz"):
                 stream.read(1)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise CohortError(f"'{path}' cannot be read: {_reason(error) or 'not enough memory'}.") from error
-    if len(content) != size:
-        raise CohortError(f"'{path}' is cut off: its header promises {size} bytes of data, got {len(content)}.")
+    if filled != size:
+        raise CohortError(f"'{path}' is cut off: its header promises {size} bytes of data, got {filled}.")
     array = np.frombuffer(content, dtype=header.dtype).reshape(header.shape, order="F")
     if header.dtype.kind in "iu" and (header.slope, header.intercept) == (1.0, 0.0):
-        return array.astype(header.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        return array.astype(header.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
         if (header.slope, header.intercept) != (1.0, 0.0):
             array = array * np.float64(header.slope) + np.float64(header.intercept)
-        return array.astype(np.float32, order="F")
+        return array.astype(np.float32, order="F", copy=False)
+
+
+def _fill(stream: io.BufferedReader | gzip.GzipFile, content: bytearray) -> int:
+    """Read until the buffer is full or the stream ends; return the number of bytes."""
+    filled = 0
+    with memoryview(content) as view:
+        while count := stream.readinto(view[filled:]):
+            filled += count
+    return filled
 
 
 def _cast(path: Path, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -216,7 +231,11 @@ def _cast(path: Path, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]
         low, high = array.min(), array.max()
         if not (limits.min <= low and high <= limits.max) or (array.dtype.kind == "f" and (array % 1 != 0).any()):
             raise CohortError(f"'{path}' must hold {dtype} values, got others between {low} and {high}.")
-    return array.astype(dtype)
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype)
+    except FloatingPointError as error:
+        raise CohortError(f"'{path}' must hold {dtype} values, got one that is too large.") from error
 
 
 def _encode(array: NDArray[Any], grid: NiftiGrid) -> bytes:

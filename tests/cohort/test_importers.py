@@ -315,7 +315,8 @@ def test_a_wrong_pattern_is_one_sentence(tmp_path: Path, pattern: str, problem: 
 
 
 def test_patterns_need_a_folder_a_channel_and_names_that_manifests_allow(tmp_path: Path) -> None:
-    touch(tmp_path, "a/f.nii", "b/f.nii")
+    touch(tmp_path, "a/f.nii", "b/f.nii", "c/f[1].nii")
+    assert import_by_pattern(tmp_path, Patterns({"t1": "{subject}/f[1].nii"})).cohort.subjects == ("c",)
     with pytest.raises(CohortError, match="must be a folder"):
         import_by_pattern(tmp_path / "no", Patterns({"t1": "x"}))
     with pytest.raises(CohortError, match="At least one channel"):

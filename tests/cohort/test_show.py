@@ -95,3 +95,18 @@ def test_odd_scans_are_shown_too(make_cohort: Make, write_scan: Write, tmp_path:
 
 def test_colors_repeat_after_the_last() -> None:
     assert class_color(1) == class_color(8) != class_color(2)
+
+
+def test_many_classes_are_counted_and_the_largest_drawn(make_cohort: Make, write_scan: Write, tmp_path: Path) -> None:
+    labels = np.zeros((6, 5, 4), np.float32)
+    for index in range(9):
+        labels.ravel()[index * 10 : index * 10 + index + 1] = index + 1
+    labels.ravel()[-4:] = (14_175, -3, 1e20, np.nan)
+    case = replace(make_cohort(1).cases[0], label_map=write_scan("many.nii", labels))
+    figure = case_figure(case, ("background", "first"))
+    words = [text.get_text() for text in figure.axes[-1].texts]
+    assert [word.split("  ")[0] for word in words] == [f"class {k}" for k in range(4, 10)]
+    volumes = show_cohort(Cohort("x", ("background", "first"), ("t1",), (case,)), tmp_path)[0].volumes_ml
+    assert len(volumes) == 11
+    assert volumes["first"] == pytest.approx(0.003)
+    assert volumes["class 14175"] == pytest.approx(0.003)

@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmx.cohort import volume as volume_module
+from dmx.cohort.digest import file_sha256
 from dmx.cohort.grid import NiftiGrid
 from dmx.cohort.volume import read_grid, read_header, read_series, read_volume, write_volume
 from dmx.errors import CohortError
@@ -138,6 +140,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         (np.full((2, 2, 2), -1), np.uint8, "must hold uint8"),
         (np.full((2, 2, 2), 0.5), np.int16, "must hold int16"),
         (np.full((2, 2, 2), np.nan), np.int16, "must hold int16"),
+        (np.full((2, 2, 2), 1e300), np.float32, "must hold float32 values, got one that is too large"),
         (np.zeros((2, 2, 3)), np.int16, "must have the shape of its grid"),
         (np.zeros((2, 2, 2)), np.complex64, "must be written as integers or floats"),
         (np.zeros((2, 2, 2)), np.float16, "must be written as integers or floats"),
@@ -231,7 +234,7 @@ def test_damaged_files_are_named(tmp_path: Path, write_scan: Callable[..., Path]
     with pytest.raises(CohortError, match="there is no such file"):
         read_volume(tmp_path / "absent.nii")
     (tmp_path / "folder.nii").mkdir()
-    with pytest.raises(CohortError, match="cannot be read: Is a directory"):
+    with pytest.raises(CohortError, match="cannot be read: it is not a file"):
         read_grid(tmp_path / "folder.nii")
 
 
@@ -249,3 +252,12 @@ def test_any_damage_to_a_header_is_read_or_refused(tmp_path: Path, changes: list
         assert "scan.nii" in str(error)  # noqa: PT017 - the other outcome is right as well
     else:
         assert array.ndim == 3
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "zero.nii").symlink_to("/dev/zero")
+    for name in ("pipe.nii", "zero.nii"):
+        for function in (read_volume, file_sha256):
+            with pytest.raises(CohortError, match=f"{name}' cannot be read: it is not a file"):
+                function(tmp_path / name)

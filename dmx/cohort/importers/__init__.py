@@ -1,5 +1,6 @@
 """Cohorts that other tools describe, turned into ours."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,8 +60,9 @@ def _check_names(channels: Sequence[str], cases: Sequence[str]) -> None:
     for channel in channels:
         if problem := name_problem(channel):
             raise CohortError(f"A channel's name {problem}.")
-    for index, case in enumerate(cases):
+    counts = Counter(cases)
+    for case, count in counts.items():
         if problem := case_problem(case):
             raise CohortError(f"A case's name {problem}.")
-        if case in cases[:index]:
+        if count > 1:
             raise CohortError(f"Two cases have the name '{case}'; mark what tells them apart, such as the session.")

@@ -118,7 +118,7 @@ def _compile(column: str, pattern: str) -> tuple[re.Pattern[str], str]:
             seen.add(name)
         else:
             expression += "(?:[^/]+/)*" if folders else "[^/]*" if star else "[^/]"
-    glob = _TOKEN.sub(lambda token: token[0] if token[1] is None else "*", pattern)
+    glob = _TOKEN.sub(lambda token: token[0] if token[1] is None else "*", pattern.replace("[", "[[]"))
     return re.compile(expression + re.escape(pattern[position:])), re.sub(r"\*{2,}(?!/)", "*", glob)
 
 
