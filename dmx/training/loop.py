@@ -117,6 +117,7 @@ def _epoch_started(state: TrainState) -> EpochStarted:
 
 def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: Loss) -> Iterator[StepEnded]:
     """Do the remaining steps of the epoch."""
+    state.model.train()
     while state.position.step < settings.training.steps_per_epoch:
         epoch, step = state.position.epoch, state.position.step
         start = time.perf_counter()

@@ -4,16 +4,16 @@ p is the softmax of the logits, y the one-hot truth, v a voxel with a label, N t
 number of classes. Voxels whose target is -1 are left out of every sum. Everything is computed in float32.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmx.config.optimization import LossSection, MonaiLoss, RegularizationSection
-from dmx.errors import ConfigError, suggest
+from dmx.config.optimization import LossSection, RegularizationSection
+from dmx.errors import ConfigError
+from dmx.training.monai_losses import monai_loss, without_ignored
 from dmx.training.settings import Compatibility
 
 EPSILON = 1e-5
@@ -21,9 +21,6 @@ EPSILON = 1e-5
 
 _SPACE = (0, 2, 3, 4)
 """Axes of batch and space."""
-
-_CERTAIN = 30.0
-"""Logit that stands for certainty: exp(-30) is below the resolution of float32."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ class Loss:
         self.section = section
         self.num_classes = num_classes
         self.compatibility: Compatibility = compatibility
-        self._monai = [(loss, _monai_loss(loss)) for loss in section.monai]
+        self._monai = [(loss, monai_loss(loss, num_classes)) for loss in section.monai]
 
     def __call__(self, logits: Tensor, target: Tensor, *, epoch: float = 0.0) -> LossValue:
         """Return the loss of a batch.
@@ -173,7 +170,7 @@ class Loss:
                 if section.soft_dice:
                     parts.append(("soft_dice", section.soft_dice, soft_dice(probabilities, target)))
             for loss, function in self._monai:
-                parts.append((loss.name, loss.weight, function(*_without_ignored(logits, target))))
+                parts.append((loss.name, loss.weight, function(*without_ignored(logits, target))))
             total = torch.stack([weight * value for _, weight, value in parts]).sum()
         return LossValue(total, {name: value.detach() for name, _, value in parts})
 
@@ -195,33 +192,6 @@ class Loss:
         first, last = self.section.class_weights_epochs
         share = float(epoch >= last) if last <= first else (min(max(epoch, first), last) - first) / (last - first)
         return weights + share * (1.0 - weights)
-
-
-def _without_ignored(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits and target ``[N, 1, I, J, K]`` in which ignored voxels are background, predicted with certainty."""
-    valid = (target >= 0).unsqueeze(1)
-    certain = torch.full((logits.shape[1],), -_CERTAIN, device=logits.device)
-    certain[0] = _CERTAIN
-    return torch.where(valid, logits, certain.view(1, -1, 1, 1, 1)), target.clamp(min=0).unsqueeze(1)
-
-
-def _monai_loss(loss: MonaiLoss) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build a loss of MONAI that takes logits and class indices."""
-    import inspect
-
-    import monai.losses
-
-    names = [name for name in dir(monai.losses) if name.endswith("Loss")]
-    if loss.name not in names:
-        raise ConfigError(f"losses.monai: MONAI has no loss '{loss.name}'.{suggest(loss.name, names)}")
-    factory = getattr(monai.losses, loss.name)
-    accepted = inspect.signature(factory).parameters
-    filled: dict[str, Any] = {name: True for name in ("to_onehot_y", "softmax", "use_softmax") if name in accepted}
-    try:
-        built: Callable[[Tensor, Tensor], Tensor] = factory(**{**filled, **loss.arguments})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"losses.monai: {loss.name} refuses its arguments {dict(loss.arguments)}: {error}") from error
-    return built
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from dmx.errors import TrainingError
 from dmx.sampling.batch import Batch
 from dmx.seeding import derive
-from dmx.training.device import lay_out
+from dmx.training.device import lay_out, seed_generators
 from dmx.training.losses import Loss, add_penalties
 from dmx.training.position import Position
 from dmx.training.settings import FitSettings
@@ -43,7 +43,7 @@ class StepResult:
 def train_step(
     state: TrainState, batches: Iterable[Batch], settings: FitSettings, *, loss: Loss, lr: float
 ) -> StepResult:
-    """Update the network once; the caller moves the position on.
+    """Update the network, which is in training mode, once; the caller moves the position on.
 
     The generators of torch are set from (seed, epoch, step, part) before each forward pass, so dropout depends on
     nothing that happened before.
@@ -59,7 +59,6 @@ def train_step(
         TrainingError: Loss or gradient are NaN or infinite, which is noticed before the network is changed; or memory
             runs out.
     """
-    state.model.train()
     state.optimizer.zero_grad()
     values: list[dict[str, Tensor]] = []
     cases: list[str] = []
@@ -81,7 +80,7 @@ def _backward(state: TrainState, batch: Batch, settings: FitSettings, *, loss: L
     """Add the gradient of one batch and return its loss and terms, still on the device."""
     training = settings.training
     position = state.position
-    torch.manual_seed(derive(settings.seed, "step", position.epoch, position.step, part))
+    seed_generators(derive(settings.seed, "step", position.epoch, position.step, part), state.device)
     inputs = [lay_out(patch, channels_last=training.channels_last) for patch in batch.inputs]
     dtype = DTYPES[training.precision]
     with torch.autocast(state.device.type, dtype=dtype, enabled=dtype is not None):

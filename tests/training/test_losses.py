@@ -103,6 +103,9 @@ def test_class_weights_go_back_to_one() -> None:
         (LossSection(cross_entropy=0.0, soft_dice=1.0, label_smoothing=0.1), "belong to the cross-entropy"),
         (LossSection(monai=(MonaiLoss(name="DiceFocusLoss"),)), "Did you mean"),
         (LossSection(monai=(MonaiLoss(name="DiceLoss", arguments={"smooth": 1}),)), "refuses its arguments"),
+        (LossSection(monai=(MonaiLoss(name="DiffusionLoss"),)), "cannot judge scores of 3 classes"),
+        (LossSection(monai=(MonaiLoss(name="MaskedDiceLoss"),)), "cannot judge .* No mask value"),
+        (LossSection(monai=(MonaiLoss(name="DiceLoss", arguments={"reduction": "none"}),)), "must give one number"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(section: LossSection, words: str) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from dmx import seeding
+from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection
 from dmx.config.optimization import OptimizerSection, ScheduleSection
 from dmx.config.sections import TrainingSection
 from dmx.errors import CheckpointError
+from dmx.model.build import build_network
 from dmx.model.network import Network
 from dmx.sampling.batch import Batch
 from dmx.training.checkpoint import read_checkpoint, write_checkpoint
@@ -176,6 +179,39 @@ def test_resume_from_a_checkpoint_with_fp16(
     )
     resumed = new_state(new_network(), settings)
     resumed.load_state_dict(read_checkpoint(tmp_path / "step_6").as_state())
+    resumed, second = run(resumed, settings, batches)
+    assert same(resumed, whole)
+    assert first + second == told
+
+
+@pytest.mark.parametrize(("norm", "compatibility"), [("batch", "none"), ("batch_rolling", "deepmedic")])
+def test_the_multi_scale_network_resumes(settings: FitSettings, norm: str, compatibility: str) -> None:
+    """Dropout in the network, and statistics that live in a ring."""
+    section = ModelSection(
+        normal=PathwaySection(widths=(3, 3), dropout=0.2),
+        fc=FCSection(widths=(4,)),
+        normalization=NormalizationSection(name=norm, steps=5),
+    )
+    settings = replace(with_everything(settings, OptimizerSection(lr=0.02)), compatibility=compatibility)
+
+    def start() -> tuple[TrainState, Batches]:
+        network = build_network(section, num_channels=1, num_classes=3, compatibility=compatibility)
+        plan = network.segment_plan((9, 9, 9))
+
+        def batches(*key: int) -> Batch:
+            place = seeding.derive(1, "batch", *key)
+            inputs = tuple(seeding.normal(place, (2, 1, *patch.shape)) for patch in plan.patches)
+            target = (seeding.uniform(place, (2, *plan.output_shape)) * 3).long()
+            return Batch(inputs=inputs, target=target, cases=("a", "b"))
+
+        return new_state(network, settings), batches
+
+    whole, batches = start()
+    whole, told = run(whole, settings, batches)
+    broken, batches = start()
+    broken, first = run(broken, settings, batches, stop_at=6)
+    resumed, batches = start()
+    resumed.load_state_dict(through_a_file(broken.state_dict()))
     resumed, second = run(resumed, settings, batches)
     assert same(resumed, whole)
     assert first + second == told

@@ -1,5 +1,6 @@
 """One step: accumulation, clipping, mixed precision, layouts, and the sentences for what goes wrong."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -125,6 +126,21 @@ def test_the_layout_in_memory_changes_no_result(
     assert last.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert first.loss == pytest.approx(second.loss, abs=1e-5)
     assert torch.allclose(weights(plain), weights(last), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_the_same(
+    new_network: Callable[[], Network], batches: Batches, settings: FitSettings
+) -> None:
+    plain, compiled = without_chance(new_network()), without_chance(new_network())
+    names = set(compiled.state_dict())
+    first = one_step(plain, [batches(0, 0, 0)], settings)
+    second = one_step(compiled, [batches(0, 0, 0)], settings, compile=True)
+    assert first.loss == pytest.approx(second.loss, abs=1e-5)
+    assert torch.allclose(weights(plain), weights(compiled), atol=1e-5)
+    # A checkpoint of a compiled network opens without the compiler.
+    assert set(compiled.state_dict()) == names
 
 
 def test_a_frozen_layer_does_not_move(network: Network, batches: Batches, settings: FitSettings) -> None:
