@@ -1,15 +1,17 @@
-"""One prepared case on disk: a folder of arrays and a small file that says what they are.
+"""One prepared case on disk: a folder with a file of arrays and a small file that says where each lies in it.
 
-The small file is written last and the folder appears under its name in one step, so an entry is complete or absent.
+The small file is written last and the folder appears under its name in one step, so an entry is complete or absent. All
+arrays share a file because a memory map holds a file descriptor: a process may have a thousand of them.
 """
 
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,32 +20,39 @@ from dmx.geometry import Triple
 from dmx.preprocess.native import Geometry
 from dmx.preprocess.pipeline import PreparedCase
 
-FORMAT = 1
+FORMAT = 2
 _INDEX = "entry.json"
+_ARRAYS = "arrays.bin"
+# Cache lines of current processors.
+_ALIGNMENT = 64
+
+# Maps that some array of this process still reads from.
+_OPEN: WeakValueDictionary[Path, mmap.mmap] = WeakValueDictionary()
 
 
 class Arrays(Mapping[str, NDArray[Any]]):
-    """Arrays by name, each opened when it is asked for and never held: an open array costs a file descriptor."""
+    """Arrays by name, each opened when it is asked for and not held."""
 
-    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, places: Mapping[str, Mapping[str, Any]]) -> None:
         self._folder = folder
-        self._files = files
+        self._places = places
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return open_array(self._folder / self._files[name])
+        return open_array(self._folder, self._places[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._places)
 
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
     """A prepared case whose arrays lie on disk; holding it costs no memory and no open file.
 
-    Every access opens the array anew, memory-mapped; changes of it never reach the disk.
+    Arrays are memory-mapped when they are asked for. All that are alive share one file descriptor, which closes with
+    the last of them. Changes never reach the disk.
 
     Attributes:
         name: The case's name.
@@ -60,7 +69,7 @@ class CachedCase:
     @property
     def channels(self) -> NDArray[np.float32]:
         """float32 [C, I, J, K]."""
-        return open_array(self.folder / self.index["channels"])
+        return open_array(self.folder, self.index["channels"])
 
     @property
     def labels(self) -> NDArray[Any] | None:
@@ -101,15 +110,22 @@ class CachedCase:
         return self.geometry.shape
 
     def _optional(self, name: str) -> NDArray[Any] | None:
-        file = self.index[name]
-        return None if file is None else open_array(self.folder / file)
+        place = self.index[name]
+        return None if place is None else open_array(self.folder, place)
 
 
-def open_array(path: Path) -> NDArray[Any]:
+def open_array(folder: Path, place: Mapping[str, Any]) -> NDArray[Any]:
     """Map an array of an entry into memory."""
-    # Copy on write: torch warns about arrays that cannot be written, and the file stays as it is either way.
-    array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-    return array
+    shape = tuple(place["shape"])
+    path = folder / _ARRAYS
+    mapped = _OPEN.get(path)
+    if mapped is None:
+        with path.open("rb") as file:
+            # Copy on write: torch warns about arrays that cannot be written, and the file stays as it is either way.
+            mapped = _OPEN[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    count = int(np.prod(shape, dtype=np.int64))
+    flat = np.frombuffer(mapped, dtype=place["dtype"], count=count, offset=place["offset"])
+    return flat.reshape(shape)
 
 
 def write_entry(folder: Path, prepared: PreparedCase, *, num_classes: int) -> None:
@@ -118,34 +134,38 @@ def write_entry(folder: Path, prepared: PreparedCase, *, num_classes: int) -> No
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    writer = _Writer(folder)
     maps = prepared.weight_maps
     centers = find_centers(prepared, num_classes)
     distinct = {id(array): array for array in centers.values()}
-    written = {identity: writer.save("centers", array) for identity, array in distinct.items()}
-    index = {
-        "format": FORMAT,
-        "geometry": prepared.geometry.as_dict(),
-        "channels": writer.save("channels", prepared.channels),
-        "labels": None if prepared.labels is None else writer.save("labels", prepared.labels),
-        "roi": None if prepared.roi is None else writer.save("roi", prepared.roi),
-        "weight_maps": {name: writer.save("weights", array) for name, array in maps.items()},
-        "weight_cumsums": {
-            name: writer.save("cumsum", np.cumsum(array, axis=None, dtype=np.float64)) for name, array in maps.items()
-        },
-        "centers": {category: written[id(array)] for category, array in centers.items()},
-    }
-    writer.write_text(_INDEX, json.dumps(index | {"sizes": writer.sizes}))
+    with (folder / _ARRAYS).open("xb") as file:
+        places = {identity: _append(file, array) for identity, array in distinct.items()}
+        index = {
+            "format": FORMAT,
+            "geometry": prepared.geometry.as_dict(),
+            "channels": _append(file, prepared.channels),
+            "labels": None if prepared.labels is None else _append(file, prepared.labels),
+            "roi": None if prepared.roi is None else _append(file, prepared.roi),
+            "weight_maps": {name: _append(file, array) for name, array in maps.items()},
+            "weight_cumsums": {
+                name: _append(file, np.cumsum(array, axis=None, dtype=np.float64)) for name, array in maps.items()
+            },
+            "centers": {category: places[id(array)] for category, array in centers.items()},
+            "num_bytes": file.tell(),
+        }
+        _flush(file)
+    with (folder / _INDEX).open("xb") as file:
+        file.write(json.dumps(index).encode())
+        _flush(file)
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
     """Return the content of an entry's small file; ``None`` where the entry is absent or damaged.
 
-    Every array must be there in its full size; its bytes are not read.
+    The arrays must be there in their full size; their bytes are not read.
     """
     try:
         index = json.loads((folder / _INDEX).read_bytes())
-        whole = all((folder / name).stat().st_size == size for name, size in index["sizes"].items())
+        whole = (folder / _ARRAYS).stat().st_size == index["num_bytes"]
         return index if whole and index["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -167,27 +187,16 @@ def find_centers(prepared: PreparedCase, num_classes: int) -> dict[str, NDArray[
     return centers
 
 
-class _Writer:
-    """Writes files into a folder and remembers their sizes."""
+def _append(file: BinaryIO, array: NDArray[Any]) -> dict[str, Any]:
+    """Write an array and return where it lies."""
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    place = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": file.tell()}
+    if array.size:
+        file.write(np.ascontiguousarray(array).data)
+    return place
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.sizes: dict[str, int] = {}
-        self._numbers = count()
 
-    def save(self, stem: str, array: NDArray[Any]) -> str:
-        """Write an array and return the name of its file, which never holds a word of the user's."""
-        name = f"{stem}_{next(self._numbers)}.npy"
-        with (self.folder / name).open("xb") as file:
-            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-            self.sizes[name] = file.tell()
-        return name
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text."""
-        with (self.folder / name).open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+def _flush(file: BinaryIO) -> None:
+    """Bring what was written to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
