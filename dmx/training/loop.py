@@ -138,7 +138,13 @@ def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: 
             sampling_seconds=timed.seconds,
             skipped=result.skipped,
         )
-        state.record.add_step(event)
+        state.record.add_step(
+            event.loss,
+            event.terms,
+            segments=event.num_segments,
+            seconds=event.seconds,
+            sampling_seconds=event.sampling_seconds,
+        )
         yield event
 
 

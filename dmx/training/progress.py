@@ -56,6 +56,9 @@ def judge(state: TrainState, section: CheckpointSection, metrics: Mapping[str, f
         state.schedule.epoch_ended(state.position.epoch, None)
         return Verdict(measured=False, improved=False, notices=_missing(metric, section, metrics))
     value = metrics[metric]
+    if state.best.metric not in ("", metric):
+        # Values of different metrics cannot be compared.
+        state.schedule.best = None
     sign = 1.0 if larger_is_better(metric, section) else -1.0
     state.schedule.epoch_ended(state.position.epoch, sign * value)
     best = state.best

@@ -12,7 +12,6 @@ from dmx.errors import CheckpointError
 from dmx.model.network import Network
 from dmx.training.average import MovingAverage
 from dmx.training.device import place, resolve_device
-from dmx.training.events import StepEnded
 from dmx.training.optimizers import Optimizer
 from dmx.training.position import Position
 from dmx.training.samples import SampleCounts
@@ -53,15 +52,17 @@ class EpochRecord:
         self.sums: dict[str, float] = {}
         self.counts = SampleCounts(classes, device)
 
-    def add_step(self, event: StepEnded) -> None:
+    def add_step(
+        self, loss: float, terms: Mapping[str, float], *, segments: int, seconds: float, sampling_seconds: float
+    ) -> None:
         """Add the values of a step."""
         values = {
             "steps": 1.0,
-            "segments": float(event.num_segments),
-            "seconds": event.seconds,
-            "sampling": event.sampling_seconds,
-            "loss": event.loss,
-            **{f"loss/{name}": value for name, value in event.terms.items()},
+            "segments": float(segments),
+            "seconds": seconds,
+            "sampling": sampling_seconds,
+            "loss": loss,
+            **{f"loss/{name}": value for name, value in terms.items()},
         }
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

@@ -1,14 +1,14 @@
 """What a training tells its listeners, when it validates, saves and stops."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
-from dmx.config.optimization import OptimizerSection
-from dmx.config.sections import CheckpointSection, TrainingSection
+from dmx.config.optimization import LossSection, OptimizerSection, ScheduleSection
+from dmx.config.sections import CheckpointSection, CohortSection, Experiment, TrainingSection
 from dmx.errors import ConfigError, TrainingError
 from dmx.model.network import Network
 from dmx.sampling.batch import Batch
@@ -106,6 +106,29 @@ def test_the_best_metric_moves_on_to_whole_volumes(network: Network, batches: Ba
     result, events = train(network, batches, settings, validate=validate)
     assert (result.best.metric, result.best.value, result.best.epoch) == ("val_volume/dice", 0.5, 2)
     assert ["best" in names for names in names_of(events)] == [False, True, True, False]
+
+
+def test_a_plateau_does_not_compare_different_metrics(
+    network: Network, batches: Batches, settings: FitSettings
+) -> None:
+    def validate(_: TrainState, epoch: int) -> ValidationResult:
+        return ValidationResult(metrics={"val/dice": 0.9} if epoch < 3 else {"val_volume/dice": 0.1 * epoch})
+
+    training = TrainingSection(epochs=6, steps_per_epoch=1, device="cpu")
+    section = ScheduleSection(name="plateau", patience=2)
+    _, events = train(network, batches, replace(settings, training=training, schedule=section), validate=validate)
+    rates = {event.lr for event in events if isinstance(event, StepEnded)}
+    assert rates == {0.05}
+
+
+def test_an_experiment_has_all_settings() -> None:
+    experiment = Experiment(
+        name="x", cohort=CohortSection(manifest="cohort.csv"), seed=3, losses=LossSection(soft_dice=1.0)
+    )
+    settings = FitSettings.of(experiment, ("background", "lesion"))
+    for field in fields(settings):
+        if field.name != "classes":
+            assert getattr(settings, field.name) is getattr(experiment, field.name)
 
 
 @pytest.mark.parametrize(
