@@ -45,9 +45,7 @@ class UnscaledDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` times a random 0 or 1 in training, times the share that is kept otherwise."""
-        if not self.training:
-            return x * self.keep
-        return functional.dropout(x, 1.0 - self.keep) * self.keep
+        return x * (torch.empty_like(x).bernoulli_(self.keep) if self.training else self.keep)
 
 
 def _make_dropout(rate: float, compatibility: Compatibility) -> nn.Module:
@@ -154,5 +152,6 @@ class Block(nn.Module):
             # DeepMedic's start depends on the parity of the size when a kernel is even.
             start = (large - 1) // 2 - (small - 1) // 2 if self.deepmedic else (large - small) // 2
             center = center.narrow(axis, start, small)
-        x_NCIJK.narrow(1, 0, channels).add_(center)
+        shared = x_NCIJK if channels == x_NCIJK.shape[1] else x_NCIJK.narrow(1, 0, channels)
+        shared.add_(center)
         return x_NCIJK
