@@ -98,7 +98,9 @@ class Roster:
         self._num_cases = len(source)
         self._cases_per_epoch = min(cases_per_epoch or self._num_cases, self._num_cases)
         self._wanted = tuple(category for category in wanted if category.share > 0)
-        self._cases = [[i for i in range(len(source)) if source.has(i, c.name)] for c in self._wanted]
+        # Case by case, so that each is opened once.
+        has = [[source.has(i, category.name) for category in self._wanted] for i in range(len(source))]
+        self._cases = [[i for i, row in enumerate(has) if row[n]] for n in range(len(self._wanted))]
         self._epoch: tuple[int, list[list[int]]] | None = None
         missing = [c.name for c, cases in zip(self._wanted, self._cases, strict=True) if not cases]
         if len(missing) == len(self._wanted):

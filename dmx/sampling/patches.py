@@ -38,7 +38,12 @@ def cut_patch(channels_CIJK: Tensor, start: Triple, patch: PatchPlan) -> Tensor:
 
         return cut_deepmedic(read, triple(channels_CIJK.shape[1:]), first, patch)
     cut = mean_blocks if patch.reduction == "mean" else first_voxels
-    return cut(channels_CIJK, first, patch.shape, patch.factor).to(torch.float32).contiguous()
+    return _own(cut(channels_CIJK, first, patch.shape, patch.factor))
+
+
+def _own(view: Tensor) -> Tensor:
+    """Copy what may be a view of the volume, so that nobody writes into a cached case."""
+    return view.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def cut_labels(labels_IJK: Tensor, start: Triple, shape: Triple) -> Tensor:
@@ -140,7 +145,7 @@ def cut_deepmedic(
     axes = [deepmedic_axis(*a) for a in zip(first, patch.shape, patch.factor, lengths, strict=True)]
     inside = read([voxels for voxels, _ in axes]) if all(voxels for voxels, _ in axes) else None
     if inside is not None and inside.shape[1:] == patch.shape:
-        return inside.to(torch.float32).contiguous()
+        return _own(inside)
     corners = read([range(0, length, max(length - 1, 1)) for length in lengths])
     filled = corners.to(torch.float32).mean(dim=(1, 2, 3), keepdim=True).expand(-1, *patch.shape).clone()
     if inside is not None:

@@ -93,7 +93,12 @@ class SegmentSampler:
 
         Raises:
             CohortError: A case without a label map, or no case with a center whose segment fits.
+            ValueError: A step or part that the epoch does not have.
         """
+        if not (0 <= step < self._steps and 0 <= part < self._accumulate):
+            raise ValueError(
+                f"step and part must be below {self._steps} and {self._accumulate} (from 0), got {step} and {part}"
+            )
         segments = [self._segment(epoch, step, part * self._batch_size + n) for n in range(self._batch_size)]
         inputs = tuple(
             torch.stack(patches).to(self._device)

@@ -41,6 +41,14 @@ def test_the_normal_patch_is_the_volume_itself(make_plan):
     assert all(p.is_contiguous() and p.dtype == torch.float32 for p in patches)
 
 
+@pytest.mark.parametrize("border", ["edge", "deepmedic"])
+def test_a_patch_of_the_whole_volume_is_a_copy(border):
+    volume = torch.zeros(1, 4, 4, 4)
+    reduction = "mean" if border == "edge" else "stride"
+    cut_patch(volume, (0, 0, 0), PatchPlan("n", (4, 4, 4), (1, 1, 1), (0, 0, 0), reduction, border)).add_(1)
+    assert volume.eq(0).all()
+
+
 def test_the_offset_says_where_patch_voxel_0_begins():
     patch = PatchPlan("s", (1, 1, 1), (2, 2, 2), (3, 1, -1))
     value = cut_patch(VOLUME, (1, 1, 1), patch)

@@ -100,6 +100,12 @@ def test_parts_steps_and_epochs_follow_each_other(make_sampler):
     assert sampler.following((0, 4, 1)) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("key", [(0, 5, 0), (0, -1, 0), (0, 0, 1)])
+def test_an_epoch_has_so_many_steps_and_parts(make_sampler, key):
+    with pytest.raises(ValueError, match="below 5 and 1"):
+        make_sampler().batch(*key)
+
+
 def test_centers_have_the_labels_of_their_categories(make_sampler):
     sampler = make_sampler(section=SamplingSection(proportions=(1.0, 3.0)), batch_size=8)
     centers = torch.cat([sampler.batch(0, step).target[:, 2, 2, 2] for step in range(5)])
