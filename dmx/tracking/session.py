@@ -38,7 +38,7 @@ class NewRun:
         name: The run's name instead.
         tags: Further tags, e.g. those of :mod:`dmx.tracking.lineage`.
         params: About twenty chosen settings.
-        note: Summary in Markdown.
+        note: What the run is for, in Markdown.
     """
 
     experiment: str
@@ -219,12 +219,14 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
         **new.tags,
     }
     if new.note:
-        tags["mlflow.note.content"] = new.note[:_MAX_TAG]
+        # The summary replaces the note and repeats it.
+        tags |= {"mlflow.note.content": new.note[:_MAX_TAG], "dmx.description": new.note[:_MAX_TAG]}
     info = store.create_run(new.experiment, name=name, tags=tags)
     folder = run_folder(store, info.id, root)
     folder.lock()
     run = ActiveRun(store, info, folder, notify)
-    run.log_params(new.params)
+    if new.params:
+        run.log_params(new.params)
     return run
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from dmx.tracking.store import RunInfo
 
-_SCORES = ("val_volume/dice", "val/dice", "val/loss", "train/mean_loss", "train/loss")
+_SCORES = ("val_volume/dice", "val/dice", "val/loss", "train/mean_loss")
 
 
 def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
