@@ -19,6 +19,7 @@ from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState, new_state
 from dmx.workflows.data import TrainingData, make_network, padded, resolve_data
+from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.source import case_source, prepare_cases
 from dmx.workflows.validation import Validation
@@ -147,6 +148,7 @@ def assemble(checked: Checked, session: Session) -> Assembled:
         source=case_source(held_out, device=device, memory_gb=memory / 4),
         channels=checked.contract.channels,
         device=device,
+        hide=hiding(experiment, data.cohort.cases, session.root),
     )
     return Assembled(
         checked=checked,

@@ -25,6 +25,7 @@ from dmx.tracking.store import CohortInput, RunInfo
 from dmx.training.device import resolve_device
 from dmx.workflows.data import read_cohort
 from dmx.workflows.predict import source_params, trained_tags
+from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
@@ -105,6 +106,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         tags=trained_tags(trained),
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        run.hide = hiding(trained.experiment, cohort.cases, session.root)
         _log_cohort(run, cohort, request, session)
         scoring = _Scoring(trained, predictor, request.tolerance_mm)
         rows = []

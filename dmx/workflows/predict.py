@@ -19,6 +19,7 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.device import resolve_device
 from dmx.workflows.data import read_cohort
+from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
@@ -93,15 +94,17 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         with_probabilities=request.probabilities,
         layers=request.features,
     )
+    hide = hiding(trained.experiment, cohort.cases, session.root)
     new = NewRun(
         experiment=trained.run.experiment,
         kind="predict",
-        words=cohort.name,
+        words=hide(cohort.name),
         name=request.name,
-        params={"cohort": cohort.name, "cases": len(cohort.cases), **source_params(trained)},
+        params={"cohort": hide(cohort.name), "cases": len(cohort.cases), **source_params(trained)},
         tags=trained_tags(trained),
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        run.hide = hide
         rows = []
         for number, case in enumerate(cohort.cases, 1):
             session.report.progress("predicting", number - 1, len(cohort.cases))

@@ -11,6 +11,7 @@ from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
 from dmx.training.checkpoint import read_checkpoint, verify_checkpoint
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.inputs import portable
+from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.train import Trainee, run_fit, say_optimizer
 from dmx.workflows.trained import run_experiment
@@ -41,6 +42,7 @@ def resume(
     checked = check_training(experiment, session)
     assembled = assemble(checked, session)
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
+        run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         folder = newest_checkpoint(run, session)
         if folder is not None:
             assembled.state.load_state_dict(read_checkpoint(folder).as_state())

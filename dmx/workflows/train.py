@@ -11,6 +11,7 @@ from dmx.training.loop import FitResult, fit
 from dmx.workflows.assemble import Assembled, assemble, check_training
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.params import training_params
+from dmx.workflows.privacy import hiding
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
 
@@ -56,6 +57,7 @@ def train(experiment: Experiment, session: Session, *, name: str | None = None) 
         note=experiment.description,
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         log_inputs(run, checked, session.root)
         say_optimizer(run, session, uninitialized=True)

@@ -1,6 +1,6 @@
 """Validation while a network trains: on sampled segments and on whole volumes, as prepared for the network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ class Validation:
         source: The same for the sampler.
         channels: Names of the channels.
         device: Device that trains.
+        hide: Applied to the names of cases in figures.
     """
 
     experiment: Experiment
@@ -47,6 +48,7 @@ class Validation:
     source: CaseSource
     channels: tuple[str, ...]
     device: torch.device
+    hide: Callable[[str], str] = str
 
     def __call__(self, state: TrainState, epoch: int) -> ValidationResult:
         """Return what is due after this many epochs."""
@@ -105,13 +107,14 @@ class Validation:
             )
             if len(figures) < section.overlays:
                 found = [value for value in dice if value is not None]
-                figures[f"validation/{case.name}"] = overlay_figure(
+                name = self.hide(case.name)
+                figures[f"validation/{name}"] = overlay_figure(
                     dict(zip(self.channels, channels, strict=True)),
                     predicted,
                     truth=truth,
                     classes=classes,
                     spacing=case.geometry.spacing,
-                    title=f"{case.name}, Dice {sum(found) / len(found):.3f}" if found else case.name,
+                    title=f"{name}, Dice {sum(found) / len(found):.3f}" if found else name,
                 )
         return ValidationResult(metrics=_means(rows, classes[1:]), rows=rows, figures=figures)
 
