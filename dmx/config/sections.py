@@ -117,7 +117,7 @@ class CheckpointSection:
     keep_last: int = 2
     """Checkpoints kept besides initial, best and the listed epochs."""
     keep_epochs: tuple[int, ...] = ()
-    """Epochs whose checkpoint is kept for ever."""
+    """Epochs, from 0, whose checkpoint is kept for ever."""
     best_metric: str = "auto"
     """Metric that names the best checkpoint; auto: val_volume/dice, else val/dice, else the training loss."""
     best_mode: Literal["max", "min", "auto"] = "auto"

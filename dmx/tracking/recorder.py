@@ -78,7 +78,7 @@ class Recorder:
                 handler(event)
 
     def _started(self, event: TrainingStarted) -> None:
-        where = f"epoch {event.position.epoch + 1}, step {event.position.step + 1}"
+        where = f"epoch {event.position.epoch}, step {event.position.step + 1}"
         verb = "goes on with" if event.resumed else "begins with"
         self._run.log_line(f"Training {verb} {where} of {event.epochs} epochs of {event.steps_per_epoch} steps.")
         self._run.log_line(f"{event.num_parameters} parameters are trained on {event.device}.")

@@ -1,4 +1,4 @@
-"""What a training tells whoever listens. Epochs and steps count from 1: they are the ones that have been done.
+"""What a training tells whoever listens. Epochs count from 0; steps from 1: they are the ones that have been done.
 
 A listener is any callable of one event. It runs within the training, between two steps, and an exception that it raises
 ends the training.
@@ -42,7 +42,7 @@ class EpochStarted:
     """An epoch begins, or goes on after a resume.
 
     Attributes:
-        epoch: Its number, from 1.
+        epoch: Its number, from 0.
         step: Steps of it that have been done.
         global_step: Steps that have been done in all.
         lr: Learning rate of its next step.
@@ -59,7 +59,7 @@ class StepEnded:
     """The network was updated once.
 
     Attributes:
-        epoch: Number of the epoch, from 1.
+        epoch: Number of the epoch, from 0.
         step: Number of the step within the epoch, from 1.
         global_step: Number of the step since the beginning, from 1.
         loss: What was minimized: the weighted sum of the terms, penalties included.
@@ -91,7 +91,7 @@ class ValidationEnded:
     """The network was validated.
 
     Attributes:
-        epoch: Epochs done.
+        epoch: Number of the epoch after which it was, from 0.
         global_step: Steps done.
         metrics: Measured values, e.g. ``val/dice``; a value that does not exist (N/A) is left out.
         rows: One mapping per case for a table, as the validation gave them.
@@ -112,7 +112,7 @@ class EpochEnded:
     """An epoch is complete, its validation included.
 
     Attributes:
-        epoch: Its number, from 1.
+        epoch: Its number, from 0.
         global_step: Steps done.
         metrics: Everything measured in the epoch, the values of the validation included: ``train/mean_loss``,
             ``train/dice/<class>``, ``val/dice``, ``lr``, ``throughput/segments_per_second``, ``time/epoch``, …

@@ -112,7 +112,7 @@ def _started(state: TrainState, settings: FitSettings) -> TrainingStarted:
 def _epoch_started(state: TrainState) -> EpochStarted:
     position = state.position
     lr = state.schedule.lr(position.epoch, position.step)
-    return EpochStarted(epoch=position.epoch + 1, step=position.step, global_step=position.global_step, lr=lr)
+    return EpochStarted(epoch=position.epoch, step=position.step, global_step=position.global_step, lr=lr)
 
 
 def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: Loss) -> Iterator[StepEnded]:
@@ -126,7 +126,7 @@ def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: 
         result = train_step(state, timed, settings, loss=loss, lr=lr)
         state.position = state.position.after_step()
         event = StepEnded(
-            epoch=epoch + 1,
+            epoch=epoch,
             step=step + 1,
             global_step=state.position.global_step,
             loss=result.loss,
@@ -174,12 +174,12 @@ def _end_epoch(
 ) -> Reason:
     """Validate, measure, save; return ``finished`` when the training may go on."""
     start = time.perf_counter()
-    epoch = state.position.epoch + 1
+    epoch = state.position.epoch
     metrics = state.record.metrics()
     metrics["lr"] = state.schedule.lr(state.position.epoch, settings.training.steps_per_epoch - 1)
     if validate is not None:
         with state.evaluation_weights():
-            result = validate(state, epoch)
+            result = validate(state, epoch + 1)
         seconds = time.perf_counter() - start
         metrics.update(result.metrics)
         metrics["time/validation"] = seconds
@@ -214,6 +214,7 @@ def _names(epoch: int, settings: FitSettings, *, best: bool, over: bool) -> tupl
     """Return what points to the checkpoint after an epoch; nothing when none is due."""
     section = settings.checkpoints
     wanted = epoch in section.keep_epochs
-    if not (best or over or wanted or epoch % section.every_epochs == 0 or epoch == settings.training.epochs):
+    done = epoch + 1
+    if not (best or over or wanted or done % section.every_epochs == 0 or done == settings.training.epochs):
         return ()
     return ("last", "best", f"epoch={epoch}") if best else ("last", f"epoch={epoch}")

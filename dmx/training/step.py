@@ -139,8 +139,8 @@ def _require_finite(result: StepResult, state: TrainState, cases: list[str]) -> 
     terms = ", ".join(f"{name} {number:g}" for name, number in result.terms.items())
     position = state.position
     raise TrainingError(
-        f"The {what} became {value} at step {position.global_step + 1} (epoch {position.epoch + 1}, step "
-        f"{position.step + 1}) with the cases {', '.join(dict.fromkeys(cases))}; terms: {terms}. The network was not "
+        f"The {what} became {value} at step {position.global_step + 1} (epoch {position.epoch}, step "
+        f"{position.step + 1} of it) with the cases {', '.join(dict.fromkeys(cases))}; terms: {terms}. The network was not "
         f"changed by it; last good checkpoint: {state.last_checkpoint or 'none yet'}. Check these cases, or lower "
         "optimizer.lr or set training.gradient_clip."
     )

@@ -58,13 +58,13 @@ def test_events_come_in_order(network: Network, batches: Batches, settings: FitS
     assert [type(event) for event in events] == [TrainingStarted, CheckpointDue, *epoch * 3, TrainingEnded]
     assert names_of(events) == [
         ("initial",),
+        ("last", "best", "epoch=0"),
         ("last", "best", "epoch=1"),
-        ("last", "best", "epoch=2"),
-        ("last", "epoch=3"),
+        ("last", "epoch=2"),
     ]
     assert (result.reason, result.best.value, result.best.epoch) == ("finished", 0.3, 2)
     steps = [event for event in events if isinstance(event, StepEnded)]
-    assert [(step.epoch, step.step, step.global_step) for step in steps[3:6]] == [(1, 4, 4), (2, 1, 5), (2, 2, 6)]
+    assert [(step.epoch, step.step, step.global_step) for step in steps[3:6]] == [(0, 4, 4), (1, 1, 5), (1, 2, 6)]
     assert network.steps_seen == 12
 
 
@@ -90,10 +90,10 @@ def test_a_stop_finishes_the_step_and_saves(network: Network, batches: Batches, 
 
 
 def test_checkpoints_come_when_they_are_due(network: Network, batches: Batches, settings: FitSettings) -> None:
-    rarely = saving(settings, every_epochs=3, every_steps=3, keep_epochs=(1,), best_metric="val/dice")
+    rarely = saving(settings, every_epochs=3, every_steps=3, keep_epochs=(0,), best_metric="val/dice")
     _, events = train(network, batches, rarely, validate=scores([None, None, None]))
     within = ("last",)
-    assert names_of(events) == [("initial",), within, ("last", "epoch=1"), within, within, ("last", "epoch=3")]
+    assert names_of(events) == [("initial",), within, ("last", "epoch=0"), within, within, ("last", "epoch=2")]
     steps = [event.position.global_step for event in events if isinstance(event, CheckpointDue)]
     assert steps == [0, 3, 4, 7, 11, 12]
 
@@ -155,7 +155,7 @@ def test_early_stopping_waits_for_its_epochs(network: Network, batches: Batches,
     patient = saving(replace(settings, training=training), early_stopping=2)
     result, events = train(network, batches, patient, validate=scores([0.1, 0.5, 0.5, 0.4] + [0.0] * 5))
     assert (result.reason, result.position.epoch, result.best.epoch) == ("early_stopping", 4, 2)
-    assert names_of(events)[-1] == ("last", "epoch=4")
+    assert names_of(events)[-1] == ("last", "epoch=3")
     # An epoch that measures nothing cannot tell.
     rarely = scores([0.5, None, None, None, 0.6, None, None, None, None])
     assert train(network, batches, patient, validate=rarely)[0].reason == "finished"
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         if isinstance(event, CheckpointDue):
             event.state.last_checkpoint = f"step_{event.position.global_step}"
 
-    words = rf"The {what} at step 7 \(epoch 2, step 3\) with the cases case_1, case_2; terms: .*good checkpoint: step_4"
+    words = rf"The {what} at step 7 \(epoch 1, step 3 of it\) with the cases case_1, case_2; terms: .*good checkpoint: step_4"
     with pytest.raises(TrainingError, match=words):
         fit(state, spoiled, settings, listeners=[remember])
     assert all(torch.equal(tensor, kept[0][name]) for name, tensor in network.named_parameters())
