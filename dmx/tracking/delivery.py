@@ -161,7 +161,10 @@ class Courier:
         wait = self._every
         while not self._stopping:
             self._wake.wait(wait)
-            wait = self._every if self._attempt() else min(max(2 * wait, 10.0), _LONGEST_WAIT_SECONDS)
+            if not self._stopping:
+                wait = self._every if self._attempt() else min(max(2 * wait, 10.0), _LONGEST_WAIT_SECONDS)
+        # What was written while the attempt before was under way.
+        self._attempt()
 
     def _attempt(self) -> bool:
         # Whatever goes wrong here is no reason to end a training.

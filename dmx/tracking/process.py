@@ -56,9 +56,10 @@ def require_free(run: RunInfo) -> None:
     Raises:
         RunError: A process of this machine, or one of another machine that was heard of lately, works on it.
     """
-    if run.status != "RUNNING" or run.tags.get("dmx.pid") == str(os.getpid()):
-        return
     where = process_of(run.tags)
+    own = where == "alive" and run.tags.get("dmx.pid") == str(os.getpid())
+    if run.status != "RUNNING" or own:
+        return
     if where == "alive" or (where == "elsewhere" and silent_for(run.tags) < _FRESH):
         raise RunError(
             f"Run '{run.experiment}/{run.name}' is in use by process {run.tags.get('dmx.pid')} on "

@@ -11,6 +11,8 @@ from dmx.tracking.process import process_of, silent_for
 from dmx.tracking.session import run_folder
 from dmx.tracking.store import RunInfo, RunStore
 
+_ALL = 1_000_000
+
 
 @dataclass(frozen=True)
 class Reaped:
@@ -32,7 +34,7 @@ def reap(store: RunStore, *, stale: timedelta | None = None, root: Path | None =
         notify: Gets a sentence when something cannot be delivered.
     """
     closed = []
-    for run in store.list_runs():
+    for run in store.list_runs(limit=_ALL):
         reason = _reason(run, stale)
         if run.status == "RUNNING" and reason and _close(store, run, reason, root=root, notify=notify):
             closed.append(Reaped(store.get_run(run.id), reason))

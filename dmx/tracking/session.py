@@ -171,7 +171,8 @@ class ActiveRun:
         if (self.files / "log.txt").is_file():
             self.log_file("log.txt")
         models = [asdict(model) for model in kept_models(self.checkpoints.names)]
-        self.write({"do": "checkpoints", "models": models})
+        if models:
+            self.write({"do": "checkpoints", "models": models})
         self.set_tags({"dmx.end_reason": reason or None, "dmx.heartbeat": now()})
         self.write({"do": "status", "status": status})
         with self.guarded("The end of the run"):

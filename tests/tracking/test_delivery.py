@@ -151,6 +151,7 @@ def test_a_run_of_another_process_is_refused(begin: Begin, now: Now) -> None:
             ({}, True),
             (other, False),
             (away, False),
+            ({"dmx.host": "other"}, False),
             (away | {"dmx.heartbeat": long_ago(hours=1)}, True),
             (other | {"dmx.process_started": "1"}, True),
         ):
