@@ -160,7 +160,8 @@ def _labels(case: Case, fact: FileFacts, expected: Expected) -> Iterator[Finding
     if wrong:
         allowed = "whole numbers from 0" if expected.num_classes is None else f"the labels 0 to {highest}"
         found = _some(fact, wrong.__contains__)
-        yield Finding("error", case.name, "label_map", f"must hold {allowed}, got {found}.")
+        mapped = " after cohort.labels was applied" if wrong & expected.labels.keys() else ""
+        yield Finding("error", case.name, "label_map", f"must hold {allowed}{mapped}, got {found}.")
     elif fact.counts and not any(classes.values()):
         yield Finding("warning", case.name, "label_map", "holds background only.")
 

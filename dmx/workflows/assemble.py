@@ -110,7 +110,10 @@ def check_training(experiment: Experiment, session: Session) -> Checked:
 def require_no_errors(findings: CheckReport) -> None:
     """Raise ``CohortError`` with the first errors of a check."""
     if findings.errors:
-        shown = "; ".join(f"{f.case} {f.column}: {f.message}" for f in findings.errors[:_FINDINGS_SHOWN])
+        shown = "; ".join(
+            f"{finding.case} {finding.column}: {finding.message.rstrip('.')}"
+            for finding in findings.errors[:_FINDINGS_SHOWN]
+        )
         more = len(findings.errors) - _FINDINGS_SHOWN
         rest = f"; and {more} more" if more > 0 else ""
         raise CohortError(
