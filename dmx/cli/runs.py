@@ -84,6 +84,7 @@ def show(run: RunName, store: StoreAddress = None) -> None:
     from dmx.tracking.catalog import when
     from dmx.tracking.checkpoints import checkpoint_names
     from dmx.tracking.lineage import children
+    from dmx.tracking.location import pages, run_link
     from dmx.tracking.mlflow_store import open_store
 
     opened = open_store(store)
@@ -105,6 +106,11 @@ def show(run: RunName, store: StoreAddress = None) -> None:
     _section("metrics", {key: f"{value:.6g}" for key, value in found.metrics.items()})
     _section("checkpoints", checkpoint_names(found.tags))
     _section("files", dict.fromkeys(opened.list_artifacts(found.id), " "))
+    _link(run_link(pages(opened.uri), found.experiment_id, found.id))
+
+
+def _link(address: str) -> None:
+    out.print(f"\nWhile MLflow's pages are served (dmx ui):\n{escape(address)}", soft_wrap=True)
 
 
 def _section(title: str, entries: Mapping[str, str]) -> None:
@@ -126,6 +132,7 @@ def compare(
 ) -> None:
     """Show the settings in which runs differ, and their scores side by side."""
     from dmx.tracking.compare import compare as compare_runs
+    from dmx.tracking.location import compare_link, pages
     from dmx.tracking.mlflow_store import open_store
 
     if len(runs) < 2:
@@ -143,6 +150,8 @@ def compare(
         table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
     out.print(table)
     out.print(f"{comparison.equal_params} params are the same in all of them.")
+    experiments = sorted({run.experiment_id for run in comparison.runs})
+    _link(compare_link(pages(opened.uri), experiments, [run.id for run in comparison.runs]))
 
 
 def _shown(value: str | float | None) -> str:

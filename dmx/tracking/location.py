@@ -100,6 +100,11 @@ def check_route(uri: str, location: str) -> None:
         )
 
 
+def pages(uri: str) -> str:
+    """Return where the MLflow pages of a store are: at its server, or where ``dmx ui`` serves them."""
+    return uri if is_server(uri) else "http://127.0.0.1:5000"
+
+
 def experiment_link(base: str, experiment_id: str) -> str:
     """Return the page with the table of an experiment's runs, with the project's columns.
 

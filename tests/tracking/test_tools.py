@@ -161,6 +161,10 @@ def test_runs_are_listed_shown_and_compared(begin: Begin, train: Any, project: P
     table = dmx("compare", first.info.id, second.info.id).stdout
     assert "dmx.kind" in table
     assert "val/dice" in table
+    for text, path in ((page, f"runs/{first.info.id}?"), (table, "compare-runs?runs=")):
+        link = text.split()[-1]
+        assert path in link
+        assert link.endswith("workflowType=machine_learning&viewStateShareKey=dmx")
 
 
 def test_runs_are_kept_in_order(begin: Begin, leave: Any, project: Path) -> None:
