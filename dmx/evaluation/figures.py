@@ -23,12 +23,9 @@ History = Sequence[Mapping[str, float | None]]
 
 def new_figure(size: tuple[float, float]) -> "Figure":
     """Return an empty figure of a size in inches, whose parts keep clear of each other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=size, layout="constrained")
 
 
 def figure_png(figure: "Figure", *, dpi: int = 110) -> bytes:
@@ -40,11 +37,12 @@ def figure_png(figure: "Figure", *, dpi: int = 110) -> bytes:
 
 def figure_image(figure: "Figure", *, dpi: int = 110) -> NDArray[np.uint8]:
     """Return the figure as an image [height, width, 3] of uint8."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="raw", dpi=dpi)
-    width, height = (int(inches * dpi) for inches in figure.get_size_inches())
-    image = np.frombuffer(buffer.getvalue(), dtype=np.uint8).reshape(height, width, 4)
-    return image[..., :3].copy()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
 
 
 def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Sequence[str]) -> "Figure":

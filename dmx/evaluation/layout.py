@@ -57,7 +57,7 @@ class Plans:
         margin_after: The same behind it.
         alignment: Least common multiple of the subsampling factors, per axis.
         inside: Tiles stay inside of the volume, as DeepMedic's do.
-        has_margin: The network sees beyond its output block on every axis.
+        has_margin: The network sees beyond its output block.
     """
 
     def __init__(self, network: Network, reference: Triple | None = None) -> None:
@@ -67,7 +67,7 @@ class Plans:
         self.margin_after = plan.margin_after
         self.alignment = triple([math.lcm(*(patch.factor[axis] for patch in plan.patches)) for axis in range(3)])
         self.inside = any(patch.border == "deepmedic" for patch in plan.patches)
-        self.has_margin = min(*plan.margin_before, *plan.margin_after) > 0
+        self.has_margin = max(*plan.margin_before, *plan.margin_after) > 0
 
     def _reference(self) -> SegmentPlan:
         """Return the plan of the first usual size that the network takes."""

@@ -19,6 +19,10 @@ _WORKSPACE = 2.0
 """Convolutions copy input and output into their own layout; measured on a CPU against the process' peak."""
 
 
+KEEP_ON_DEVICE = 0.15
+"""Share of an accelerator's free memory up to which a volume stays there, so that no tile waits for a copy."""
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that a prediction may still take on a device, containers' limits included."""
     if device.type == "cuda":

@@ -1,11 +1,13 @@
 """Where the outputs of tiles go: a map of probabilities, or labels alone."""
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dmx.evaluation.layout import Tile
+from dmx.evaluation.memory import KEEP_ON_DEVICE, free_bytes
 from dmx.geometry import Triple
 
 
@@ -16,7 +18,7 @@ class Sink(Protocol):
         """Take the output block of one tile."""
 
     def finish(self, roi: Tensor | None) -> Tensor:
-        """Return the volume, zero outside of the roi where one is given."""
+        """Return the volume in main memory, zero outside of the roi where one is given."""
 
 
 def _clipped(tile: Tile, shape: Triple) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -37,40 +39,50 @@ class ProbabilitySink:
         shape: Volume size.
         weighted: Average overlapping tiles.
         dtype: Type of the result; averages are taken in float32.
-        device: Where the result is held.
+        device: Where the result is gathered while there is room.
     """
 
     def __init__(self, shape: Triple, *, weighted: bool, dtype: torch.dtype, device: torch.device) -> None:
         self._shape = shape
         self._dtype = dtype
         self._device = device
-        self._total = torch.zeros(shape, dtype=torch.float32, device=device) if weighted else None
+        self._weighted = weighted
+        self._total = torch.zeros(())
         self._held: Tensor | None = None
 
     def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
         """Take the output block of one tile."""
         if self._held is None:
-            dtype = self._dtype if self._total is None else torch.float32
-            self._held = torch.zeros((len(probabilities_CIJK), *self._shape), dtype=dtype, device=self._device)
+            self._held = self._allocate(len(probabilities_CIJK))
         target, part = _clipped(tile, self._shape)
-        block = probabilities_CIJK[(slice(None), *part)].to(self._device)
-        if self._total is None:
+        block = probabilities_CIJK[(slice(None), *part)].to(self._held.device)
+        if not self._weighted:
             self._held[(slice(None), *target)] = block.to(self._held.dtype)
             return
-        weight = gaussian(tile.plan.output_shape, self._device)[part]
+        weight = gaussian(tile.plan.output_shape, self._held.device)[part]
         self._held[(slice(None), *target)] += block * weight
         self._total[target] += weight
+
+    def _allocate(self, classes: int) -> Tensor:
+        """Return zeros on the device, or in main memory where they would crowd it."""
+        dtype = torch.float32 if self._weighted else self._dtype
+        voxels = math.prod(self._shape)
+        crowded = self._device.type != "cpu" and voxels * 4 * (classes + 1) > KEEP_ON_DEVICE * free_bytes(self._device)
+        device = torch.device("cpu") if crowded else self._device
+        if self._weighted:
+            self._total = torch.zeros(self._shape, device=device)
+        return torch.zeros((classes, *self._shape), dtype=dtype, device=device)
 
     def finish(self, roi: Tensor | None) -> Tensor:
         """Return the probabilities, zero outside of the roi where one is given."""
         held = self._held
         if held is None:
             raise ValueError("No tile was added.")
-        if self._total is not None:
+        if self._weighted:
             held /= self._total.clamp_min(torch.finfo(torch.float32).tiny)
         if roi is not None:
             held *= (roi != 0).to(held.device)
-        return held.to(self._dtype)
+        return held.to(self._dtype).cpu()
 
 
 class LabelSink:
@@ -86,7 +98,7 @@ class LabelSink:
 
     def finish(self, roi: Tensor | None) -> Tensor:
         """Return the labels, background outside of the roi where one is given."""
-        return self._held if roi is None else self._held * (roi != 0).to(self._held.device)
+        return self._held.cpu() if roi is None else self._held.cpu() * (roi != 0).cpu()
 
 
 def gaussian(shape: Triple, device: torch.device) -> Tensor:

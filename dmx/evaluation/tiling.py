@@ -14,7 +14,7 @@ from dmx.config.sections import PredictionSection
 from dmx.errors import ModelError
 from dmx.evaluation.features import FeatureMaps
 from dmx.evaluation.layout import Plans, Tile, fitted_tiles, grid_tiles, occupied, split_evenly
-from dmx.evaluation.memory import forward_bytes, free_bytes
+from dmx.evaluation.memory import KEEP_ON_DEVICE, forward_bytes, free_bytes
 from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
 from dmx.geometry import SegmentPlan, Triple, triple
 from dmx.model.meta import mode
@@ -29,8 +29,6 @@ _LARGEST_ON_CPU = 64**3
 """Output voxels of a tile on a CPU: beyond it the margin saves little and the caches are left."""
 _SHARE = {"cpu": 0.5, "cuda": 0.7}
 """Share of the free memory that a forward pass may take."""
-_KEEP_ON_DEVICE = 0.15
-"""Share of the free memory of an accelerator up to which a volume stays there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +147,8 @@ class _Job:
         return result
 
     def _predict(self, plan: SegmentPlan, progress: Progress | None) -> Tensor:
-        section = self._predictor.section
-        sink = self._sink(self._result_device())
+        predictor, section = self._predictor, self._predictor.section
+        sink = self._sink(predictor.device)
         tiles = self._layout(plan)
         done = 0
         for batch in _batches(tiles, section.batch_size):
@@ -159,7 +157,7 @@ class _Job:
             done += len(batch)
             if progress is not None:
                 progress(done, len(tiles))
-        return sink.finish(None if self._predictor.keep_outside else self._roi)
+        return sink.finish(None if predictor.keep_outside else self._roi)
 
     def _forward(self, batch: Sequence[Tile]) -> Tensor:
         """Return probabilities [N, classes, I, J, K] of tiles of one size, averaged over mirrored passes."""
@@ -208,6 +206,8 @@ class _Job:
         parts = [1, 1, 1]
         while True:
             block = split_evenly(extent, triple(parts), plans.alignment)
+            if plans.inside:
+                block = triple([min(size, whole) for size, whole in zip(block, extent, strict=True)])
             plan = plans.covering(block)
             splittable = [axis for axis in range(3) if block[axis] > plans.alignment[axis]]
             if self._affordable(plan) or not splittable:
@@ -237,13 +237,9 @@ class _Job:
     def _held_near(self, channels_CIJK: Tensor) -> Tensor:
         """Move the volume to an accelerator with room for it, so that patches are cut there."""
         device = self._predictor.device
-        if device.type == "cpu" or channels_CIJK.nbytes > _KEEP_ON_DEVICE * free_bytes(device):
+        if device.type == "cpu" or channels_CIJK.nbytes > KEEP_ON_DEVICE * free_bytes(device):
             return channels_CIJK
         return channels_CIJK.to(device)
-
-    def _result_device(self) -> torch.device:
-        """Gather on the accelerator what takes little room there, so that no tile waits for a copy."""
-        return self._predictor.device if self._channels.device == self._predictor.device else torch.device("cpu")
 
     def _hooks(self) -> AbstractContextManager[None]:
         if self._features is None:

@@ -114,8 +114,11 @@ def whole(network: Network, channels: Tensor) -> Tensor:
     """Probabilities of a volume in one pass, the reference of the tiles."""
     from dmx.sampling.patches import cut_patches
 
-    plan = network.segment_plan(triple([n + 4 for n in channels.shape[1:]]))
-    patches = [patch.unsqueeze(0) for patch in cut_patches(channels, (-2, -2, -2), plan)]
+    around = network.segment_plan((40, 40, 40))
+    margins = zip(channels.shape[1:], around.margin_before, around.margin_after, strict=True)
+    plan = network.segment_plan(triple([n + before + after for n, before, after in margins]))
+    start = triple([-n for n in plan.margin_before])
+    patches = [patch.unsqueeze(0) for patch in cut_patches(channels, start, plan)]
     with torch.no_grad():
         return network(patches).softmax(dim=1)[0]
 

@@ -70,6 +70,7 @@ def test_an_empty_region_has_no_distance():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_monai_finds_the_same_distances():
     import torch
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice

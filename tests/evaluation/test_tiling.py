@@ -1,5 +1,6 @@
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,12 +33,15 @@ def test_tiles_reassemble_the_volume(two_scales, volume, in_one_pass, tile, over
     tile=st.tuples(*[st.integers(9, 20)] * 3),
     shape=st.tuples(*[st.integers(1, 14)] * 3),
     factors=st.sampled_from([(3, 3, 3), (2, 2, 2), (1, 2, 3)]),
+    kernel=st.sampled_from([(3, 3, 3), (3, 3, 1), (2, 3, 4)]),
+    upsampling=st.sampled_from(["nearest", "linear"]),
 )
-def test_tiles_of_any_size_reassemble_volumes_of_any_size(in_one_pass, tile, shape, factors):
+def test_tiles_of_any_size_reassemble_volumes_of_any_size(in_one_pass, tile, shape, **options):
     section = ModelSection(
-        normal=PathwaySection(widths=(3, 3)),
-        subsampled=(SubsampledSection(factor=factors), SubsampledSection(factor=2)),
-        fc=FCSection(widths=(4,)),
+        normal=PathwaySection(widths=(3, 3), kernels=(options["kernel"], (1, 1, 1))),
+        subsampled=(SubsampledSection(factor=options["factors"]), SubsampledSection(factor=2)),
+        fc=FCSection(widths=(4,), kernels=((1, 1, 1), options["kernel"])),
+        upsampling=options["upsampling"],
     )
     network = build_network(section, num_channels=2, num_classes=3).eval()
     channels = torch.randn((2, *shape), generator=torch.Generator().manual_seed(sum(shape)))
@@ -155,14 +159,14 @@ def test_in_compatibility_mode_tiles_stay_inside_and_the_later_one_wins():
     section = ModelSection(
         normal=PathwaySection(widths=(3, 3)), subsampled=(SubsampledSection(factor=3),), fc=FCSection(widths=())
     )
-    from dataclasses import replace
-
     section = replace(section, normalization=replace(section.normalization, name="batch_rolling"))
     network = build_network(section, num_channels=1, num_classes=2, compatibility="deepmedic").eval()
     channels = torch.randn((1, 20, 11, 11), generator=torch.Generator().manual_seed(2))
 
     found = predict(network, channels, tile=11)
 
+    automatic = predict(network, channels)
+    assert torch.equal(automatic.sum(dim=0) > 0.5, found.sum(dim=0) > 0.5)
     covered = found.sum(dim=0) > 0.5
     assert covered[2:-2, 2:-2, 2:-2].all()
     assert covered.sum() == 16 * 7 * 7
@@ -249,6 +253,16 @@ def test_auto_cuts_smaller_where_memory_is_short(two_scales, volume, monkeypatch
     assert found[1] < found[0] / 2
 
 
+def test_a_crowded_accelerator_hands_the_result_over(monkeypatch):
+    from dmx.evaluation import sinks
+
+    monkeypatch.setattr(sinks, "free_bytes", lambda _: 100)
+    sink = sinks.ProbabilitySink((4, 4, 4), weighted=True, dtype=torch.float32, device=torch.device("cuda"))
+    assert sink._allocate(3).device.type == "cpu"
+    with pytest.raises(ValueError, match="No tile"):
+        sink.finish(None)
+
+
 def test_the_network_returns_to_its_mode(two_scales, volume):
     two_scales.train()
     two_scales.coarse.eval()
@@ -267,3 +281,15 @@ def test_a_tile_that_the_network_cannot_take_is_refused(two_scales, same_size, v
 def test_the_roi_must_lie_on_the_grid(two_scales, volume):
     with pytest.raises(ModelError, match="one grid"):
         predict(two_scales, volume, roi=torch.ones(3, 3, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_a_network_of_monai_predicts_volumes_of_any_size(overlap):
+    arguments = {"channels": (4, 8), "strides": (2,)}
+    network = build_network(ModelSection(name="UNet", arguments=arguments), num_channels=1, num_classes=2).eval()
+    for shape in ((3, 21, 40), (17, 9, 16)):
+        channels = torch.randn((1, *shape), generator=torch.Generator().manual_seed(2))
+        for tile in ("auto", 16):
+            found = predict(network, channels, tile=tile, overlap=overlap)
+            torch.testing.assert_close(found.sum(dim=0), torch.ones(shape))
