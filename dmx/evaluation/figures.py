@@ -65,7 +65,8 @@ def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Sequence[str]) -> 
     panel.set_xticks(range(len(names)), [_with_counts(rows, name) for name in names])
     panel.set_xlim(-0.6, len(names) - 0.4)
     values = [value for name in names for row in rows if isinstance(value := row[f"dice/{name}"], float)]
-    bottom = np.floor(10 * min(values, default=0.0)) / 10
+    # At least the upper tenth: cases that all score 1 would leave an axis without extent.
+    bottom = min(np.floor(10 * min(values, default=0.0)) / 10, 0.9)
     panel.set_ylim(bottom - 0.04 * (1 - bottom), 1 + 0.02 * (1 - bottom))
     panel.set_ylabel("Dice")
     panel.set_title(f"Dice per case, {len(rows)} {'case' if len(rows) == 1 else 'cases'}", loc="left")

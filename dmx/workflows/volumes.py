@@ -132,7 +132,7 @@ def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_la
     Raises:
         CohortError: The first findings.
     """
-    cases = cohort.cases if with_labels else tuple(replace(case, label_map=None) for case in cohort.cases)
+    cases = cohort.cases if with_labels else tuple(replace(case, label_map=None, split="") for case in cohort.cases)
     findings = check_cohort(
         replace(cohort, cases=tuple(replace(case, weight_maps={}) for case in cases)),
         num_classes=len(contract.classes),

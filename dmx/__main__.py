@@ -1,0 +1,5 @@
+"""``python -m dmx``."""
+
+from dmx.cli.main import main
+
+main()
