@@ -140,8 +140,8 @@ def _require_finite(result: StepResult, state: TrainState, cases: list[str]) -> 
     position = state.position
     raise TrainingError(
         f"The {what} became {value} at step {position.global_step + 1} (epoch {position.epoch}, step "
-        f"{position.step + 1} of it) with the cases {', '.join(dict.fromkeys(cases))}; terms: {terms}. The network was not "
-        f"changed by it; last good checkpoint: {state.last_checkpoint or 'none yet'}. Check these cases, or lower "
+        f"{position.step + 1} of it) with the cases {', '.join(dict.fromkeys(cases))}; terms: {terms}. The network was "
+        f"not changed by it; last good checkpoint: {state.last_checkpoint or 'none yet'}. Check these cases, or lower "
         "optimizer.lr or set training.gradient_clip."
     )
 
