@@ -47,21 +47,23 @@ def _run(work: Callable[["Session"], "Trainee"]) -> None:
     """Train with a display; say what came out and how to go on."""
     from dmx.cli.display import TrainingDisplay
     from dmx.cli.report import TerminalReport, print_result, stopping_on_signals
-    from dmx.tracking.location import project_root
+    from dmx.tracking.location import mask, project_root
     from dmx.workflows.session import Session
 
     with TerminalReport() as report, stopping_on_signals() as stop, TrainingDisplay(before=report.close) as display:
         session = Session(root=project_root(Path.cwd()), report=report, listeners=(display,), stop=stop)
         trained = work(session)
     run = f"{trained.run.experiment}/{trained.run.name}"
+    # A store that only the experiment names has to be said again.
+    store = f" --store {mask(trained.store)}" if trained.store else ""
     if trained.best_value is not None:
         print_result(f"Best {trained.best_metric}: {trained.best_value:.4f}")
     if trained.reason == "stopped":
-        print_result(f"Run {run} is saved. Go on with: dmx resume {trained.run.id[:8]}")
+        print_result(f"Run {run} is saved. Go on with: dmx resume {trained.run.id[:8]}{store}")
         raise typer.Exit(stop.exit_code)
     print_result(
         f"Run {run} is complete ({trained.run.id[:8]}).\n"
-        f"Predict:  dmx predict --from-run {trained.run.id[:8]} COHORT_OR_FILES -o DIR\n"
-        f"Score:    dmx evaluate --from-run {trained.run.id[:8]}\n"
-        f"Look:     dmx ui"
+        f"Predict:  dmx predict --from-run {trained.run.id[:8]} COHORT_OR_FILES -o DIR{store}\n"
+        f"Score:    dmx evaluate --from-run {trained.run.id[:8]}{store}\n"
+        f"Look:     dmx ui{store}"
     )

@@ -1,4 +1,8 @@
-"""The section of augmentation. Every change has its probability per segment; nothing is on by default."""
+"""The section of augmentation; nothing is on by default.
+
+Every change has its probability per segment. DeepMedic's affine is drawn per case and epoch, and its histogram change
+always happens, as there.
+"""
 
 from dataclasses import dataclass, field
 
@@ -56,6 +60,10 @@ class ReflectSection:
     __pydantic_config__ = _STRICT
 
     probability: Triple = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for value in self.probability:
+            between("probability", value, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +149,9 @@ class DeepMedicAffine:
     interp_order_wmaps: int = 1
     boundary_mode: str = "nearest"
 
+    def __post_init__(self) -> None:
+        between("prob", self.prob, 0.0, 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepMedicHistDist:
@@ -162,6 +173,10 @@ class DeepMedicSection:
     hist_dist: DeepMedicHistDist | None = None
     reflect: Triple | None = None
     rotate90: Rotate90Section | None = None
+
+    def __post_init__(self) -> None:
+        for value in self.reflect or ():
+            between("reflect", value, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

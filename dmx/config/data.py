@@ -47,7 +47,8 @@ class NormalizeSection:
     method: Literal["zscore", "window", "none"] = "zscore"
     """Subtract mean and divide by standard deviation; map a fixed window to 0..1; or leave as it is."""
     region: Literal["roi", "foreground", "image"] = "roi"
-    """Where mean and deviation are measured; `roi` falls back to `foreground` for a case without one."""
+    """Where mean and deviation are measured; `roi` falls back to `foreground` for a case without one (to `image`
+    in compatibility mode)."""
     channels: tuple[str, ...] = ()
     """Channels that are normalized; empty: all."""
     percentiles: tuple[float, float] | None = None
@@ -103,7 +104,7 @@ class SamplingSection:
     segment: int | Triple = 37
     """Size of a training segment in voxels."""
     categories: Literal["foreground_background", "uniform", "per_class", "whole_image"] = "foreground_background"
-    """What centers are drawn from, inside the roi where a case has one."""
+    """What centers are drawn from, inside the roi where a case has one; `whole_image` takes all voxels."""
     proportions: tuple[float, ...] | None = None
     """Share of each category, in the order foreground, background or class 0, 1, …; empty: equal."""
     weight_maps: tuple[str, ...] = ()
@@ -111,9 +112,11 @@ class SamplingSection:
     cases_per_epoch: int | None = None
     """Draw from that many cases in an epoch (another choice each epoch); empty: from all."""
     workers: int = 1
-    """Threads that prepare batches ahead; 0 prepares each batch when it is needed. Never changes what is drawn."""
+    """Threads that prepare that many batches ahead; 0 prepares each batch when it is needed. Never changes what is
+    drawn."""
     memory_gb: float = 8.0
-    """Memory of the training device that cached cases may take; beyond it the least recently used are dropped."""
+    """Memory of a GPU that the training cases may take (validation cases: a quarter on top); beyond it the least
+    recently used are dropped. A CPU reads them from disk through the operating system's cache."""
 
     def __post_init__(self) -> None:
         at_least("workers", self.workers, 0)

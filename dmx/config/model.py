@@ -1,7 +1,7 @@
 """The section of the network. Lists follow the layers of a pathway; positions count from 1."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from dmx.config.check import between
@@ -107,6 +107,10 @@ class WeightInitSection:
     """`normal`: standard deviation."""
 
 
+def _default(field: "Field[Any]") -> object:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
     """The network."""
@@ -133,5 +137,10 @@ class ModelSection:
     def __post_init__(self) -> None:
         if self.name == "multiscale" and (self.arguments or self.head):
             raise ValueError("arguments and head belong to networks of MONAI, not to 'multiscale'")
+        own = ("normal", "subsampled", "fc", "activation", "normalization", "weight_init", "upsampling")
+        defaults = {field.name: field for field in fields(self)}
+        changed = [name for name in own if getattr(self, name) != _default(defaults[name])]
+        if self.name != "multiscale" and changed:
+            raise ValueError(f"{changed[0]} belongs to 'multiscale'; give '{self.name}' its settings as arguments")
         for rate in self.normal.dropout if isinstance(self.normal.dropout, tuple) else (self.normal.dropout,):
             between("normal.dropout", rate, 0.0, 1.0)

@@ -16,7 +16,7 @@ class OptimizerSection:
     __pydantic_config__ = _STRICT
 
     name: Literal["sgd", "adam", "adamw", "rmsprop"] = "rmsprop"
-    """Optimizer. With `compatibility: deepmedic` the definitions are DeepMedic's (epsilon inside the root)."""
+    """Optimizer. With `compatibility: deepmedic` the definitions are DeepMedic's (rmsprop: epsilon inside the root)."""
     lr: float = 1e-3
     """Learning rate before the schedule."""
     momentum: float = 0.6
@@ -36,7 +36,11 @@ class OptimizerSection:
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
-        between("momentum", self.momentum, 0.0, 1.0)
+        for name, value in (("momentum", self.momentum), ("rho", self.rho), *(("betas", beta) for beta in self.betas)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        if self.epsilon is not None:
+            positive("epsilon", self.epsilon)
         at_least("weight_decay", self.weight_decay, 0.0)
 
 
@@ -50,7 +54,7 @@ class ScheduleSection:
     """Shape of the curve. All but `plateau` and `steps` change at every step, not only at every epoch; in
     compatibility mode they change once per epoch, as DeepMedic's do."""
     warmup: float | None = None
-    """Epochs of linear growth before it; empty: none (one epoch in a fine-tuning)."""
+    """Epochs of linear growth before it, step by step; empty: none."""
     at_epochs: tuple[int, ...] = ()
     """`steps`: epochs at which the rate is divided."""
     divide_by: float = 2.0
@@ -70,6 +74,12 @@ class ScheduleSection:
     def __post_init__(self) -> None:
         if self.name == "steps" and not self.at_epochs:
             raise ValueError("at_epochs must name the epochs of schedule 'steps', got none")
+        at_least("patience", self.patience, 1)
+        for name in ("warmup", "wait_epochs"):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, 0.0)
+        if self.final_lr is not None and (self.final_lr < 0 or (self.final_lr == 0 and self.name == "exponential")):
+            raise ValueError(f"final_lr must be above 0 (at least 0 for cosine), got {self.final_lr}")
         if self.divide_by <= 1:
             raise ValueError(f"divide_by must be above 1, got {self.divide_by}")
 

@@ -68,15 +68,17 @@ class TrainingSection:
     compile: bool = False
     """Compile the network (torch.compile)."""
     threads: int | None = None
-    """CPU threads; empty: all cores."""
+    """CPU threads of the training; empty: as torch chooses, usually all cores."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
         if self.gradient_clip is not None:
             positive("gradient_clip", self.gradient_clip)
-        if self.moving_average is not None:
-            between("moving_average", self.moving_average, 0.0, 1.0)
+        if self.threads is not None:
+            at_least("threads", self.threads, 1)
+        if self.moving_average is not None and not 0.0 <= self.moving_average < 1.0:
+            raise ValueError(f"moving_average must be at least 0 and below 1, got {self.moving_average}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +88,13 @@ class ValidationSection:
     __pydantic_config__ = _STRICT
 
     every_epochs: int = 1
-    """Epochs between validations on sampled segments; 0: never."""
+    """Epochs between validations on sampled segments, and after the last epoch; 0: never."""
     segments: int = 100
-    """Segments per validation, the same ones each time, drawn uniformly."""
+    """Segments per validation, at least; the same ones each time, drawn uniformly from all cases."""
     segment: int | Triple | None = None
     """Size of a validation segment; empty: as in training."""
     volumes_every_epochs: int = 5
-    """Epochs between predictions of whole validation volumes; 0: never. The last epoch always has one."""
+    """Epochs between predictions of whole validation volumes, and after the last epoch; 0: never."""
     max_volumes: int | None = None
     """Predict that many validation cases at most; empty: all."""
     overlays: int = 3
@@ -102,6 +104,8 @@ class ValidationSection:
         for name in ("every_epochs", "volumes_every_epochs", "overlays"):
             at_least(name, getattr(self, name), 0)
         at_least("segments", self.segments, 1)
+        if self.max_volumes is not None:
+            at_least("max_volumes", self.max_volumes, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +115,7 @@ class CheckpointSection:
     __pydantic_config__ = _STRICT
 
     every_epochs: int = 1
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints; a new best one is saved in between, too."""
     every_steps: int | None = None
     """Also save after this many steps within an epoch."""
     keep_last: int = 2
@@ -128,6 +132,9 @@ class CheckpointSection:
     def __post_init__(self) -> None:
         at_least("every_epochs", self.every_epochs, 1)
         at_least("keep_last", self.keep_last, 1)
+        for name in ("every_steps", "early_stopping"):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +148,7 @@ class PredictionSection:
     overlap: float = 0.0
     """Share of a tile's output that is predicted twice and averaged."""
     mirror: tuple[Literal[0, 1, 2], ...] = ()
-    """Axes (0 left-right, 1 back-front, 2 down-up) whose mirrored predictions are averaged."""
+    """Axes whose mirrored predictions are averaged; with orientation RAS 0 is left-right, 1 back-front, 2 down-up."""
     batch_size: int = 1
     """Tiles per forward pass."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None

@@ -164,10 +164,10 @@ def curves_figure(history: History) -> "Figure":
     """Show how losses and scores went on: one panel each, every metric of the history a line.
 
     Args:
-        history: One row per epoch with ``epoch`` and metrics such as ``train/loss``, ``val/dice/core``,
+        history: One row per epoch with ``epoch`` and metrics such as ``train/mean_loss``, ``val/dice/core``,
             ``val_volume/dice``; a metric may be missing in a row.
     """
-    keys = [key for key in _metrics(history) if key.rpartition("/")[2] == "loss" or "/dice" in key]
+    keys = [key for key in _metrics(history) if key.rpartition("/")[2] in ("loss", "mean_loss") or "/dice" in key]
     losses = [key for key in keys if "/dice" not in key]
     scores = [key for key in keys if "/dice" in key]
     panels = [(name, group) for name, group in (("loss", losses), ("Dice", scores)) if group]

@@ -66,7 +66,7 @@ class Plans:
         self.margin_before = plan.margin_before
         self.margin_after = plan.margin_after
         self.alignment = triple([math.lcm(*(patch.factor[axis] for patch in plan.patches)) for axis in range(3)])
-        self.inside = any(patch.border == "deepmedic" for patch in plan.patches)
+        self.inside = network.compatibility == "deepmedic"
         self.has_margin = max(*plan.margin_before, *plan.margin_after) > 0
 
     def _reference(self) -> SegmentPlan:
@@ -181,7 +181,8 @@ def grid_tiles(
         shape: Volume size.
         plans: Plans of the network.
         plan: Plan of the tiles.
-        roi: Region [I, J, K]; a tile without any of it in its output block is left out.
+        roi: Region [I, J, K]; a tile without any of it in its output block is left out. DeepMedic looks at all that
+            the tile reads, and so do its tiles here.
         overlap: Share of a block that its neighbor predicts too.
     """
     ranges = occupied(roi, (0, 0, 0), shape)
@@ -193,8 +194,9 @@ def grid_tiles(
     starts = [_shifted(ranges[a], plan.output_shape[a], shape[a], overlap) for a in range(3)]
     for k, j, i in product(*reversed(starts)):
         start = (i, j, k)
-        end = [min(n, s + o) for n, s, o in zip(shape, start, plan.output_shape, strict=True)]
-        if roi is None or roi[tuple(slice(s, e) for s, e in zip(start, end, strict=True))].any():
+        before, after = (plan.margin_before, plan.margin_after) if plans.inside else ((0, 0, 0), (0, 0, 0))
+        sizes = zip(start, plan.output_shape, before, after, strict=True)
+        if roi is None or roi[tuple(slice(max(0, s - b), s + o + a) for s, o, b, a in sizes)].any():
             yield Tile(start, plan)
 
 

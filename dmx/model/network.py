@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -15,10 +16,12 @@ class Network(nn.Module, ABC):
     Attributes:
         num_channels: Channels of the scans that it reads.
         num_classes: Classes that it scores, background included.
+        compatibility: ``deepmedic`` for a network that computes what DeepMedic v0.8.4 does.
     """
 
     num_channels: int
     num_classes: int
+    compatibility: Literal["none", "deepmedic"] = "none"
 
     @abstractmethod
     def forward(self, patches: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from dmx.cohort.check import CheckReport, check_cohort
 from dmx.config.sections import Experiment
-from dmx.errors import CohortError
+from dmx.errors import CohortError, ConfigError
 from dmx.geometry import SegmentPlan, triple
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
@@ -71,7 +71,12 @@ class Assembled:
     def batches(self) -> AbstractContextManager[Prefetcher[tuple[int, int, int], Batch]]:
         """Return the batches by (epoch, step, part), prepared ahead by the experiment's workers."""
         workers = self.checked.experiment.sampling.workers
-        return Prefetcher(lambda key: self.sampler.batch(*key), following=self.sampler.following, workers=workers)
+        return Prefetcher(
+            lambda key: self.sampler.batch(*key),
+            following=self.sampler.following,
+            workers=workers,
+            depth=max(2, workers),
+        )
 
 
 def check_training(experiment: Experiment, session: Session) -> Checked:
@@ -83,6 +88,7 @@ def check_training(experiment: Experiment, session: Session) -> Checked:
     device = resolve_device(experiment.training.device)
     data = resolve_data(experiment)
     require_metric(experiment.checkpoints, validated=bool(data.validation))
+    _require_measured(experiment)
     network, plan = make_network(experiment, data.contract)
     if experiment.validation.segment is not None:
         network.segment_plan(triple(experiment.validation.segment))
@@ -105,6 +111,17 @@ def check_training(experiment: Experiment, session: Session) -> Checked:
         device=device,
         findings=findings,
     )
+
+
+def _require_measured(experiment: Experiment) -> None:
+    """Raise ``ConfigError`` when the metric that names the best checkpoint is switched off."""
+    family = experiment.checkpoints.best_metric.partition("/")[0]
+    switch = {"val": "every_epochs", "val_volume": "volumes_every_epochs"}.get(family)
+    if switch and getattr(experiment.validation, switch) == 0:
+        raise ConfigError(
+            f"checkpoints.best_metric '{experiment.checkpoints.best_metric}' is never measured with "
+            f"validation.{switch}: 0. Set it above 0, or choose another metric."
+        )
 
 
 def require_no_errors(findings: CheckReport) -> None:

@@ -23,8 +23,7 @@ from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo
 from dmx.training.device import resolve_device
-from dmx.workflows.data import read_cohort
-from dmx.workflows.predict import source_params, trained_tags
+from dmx.workflows.predict import cohort_of_run, source_params, trained_tags
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, open_trained
@@ -130,10 +129,13 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
 
 def _scored_cases(request: EvaluateRequest, trained: Trained) -> tuple[Cohort, str]:
     """Return the cases to score and the split that they are."""
-    cohort = read_cohort(request.cohort or Path(trained.experiment.cohort.manifest))
+    cohort = cohort_of_run(request.cohort, trained)
     owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
     require_channels(cohort, trained.contract, owner=owner)
-    splits = (request.split,) if request.split is not None else ("evaluation", "validation", "")
+    splits: tuple[str, ...] = (request.split,) if request.split is not None else ("evaluation", "validation", "")
+    if request.split is None and any(case.split for case in cohort.cases):
+        # Cases without a split would be a mixture that nobody asked for.
+        splits = ("evaluation", "validation")
     for split in splits:
         cases = tuple(case for case in cohort.in_split(split) if case.label_map is not None)
         if cases:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dmx.cohort.case import Case, Cohort
+from dmx.cohort.splits import k_fold
 from dmx.cohort.volume import write_volume
 from dmx.config.sections import PredictionSection
 from dmx.errors import CohortError, ConfigError
@@ -115,6 +116,24 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         return Predicted(run=run.info, rows=rows)
 
 
+def cohort_of_run(manifest: Path | None, trained: Trained) -> Cohort:
+    """Return a cohort; that of the run itself is split as it was for the training.
+
+    Args:
+        manifest: Manifest; ``None``: that of the run.
+        trained: The network.
+
+    Raises:
+        CohortError: There is no such manifest, or it cannot be used.
+    """
+    section = trained.experiment.cohort
+    own = Path(section.manifest)
+    cohort = read_cohort(manifest or own)
+    if section.fold is not None and (manifest is None or manifest.resolve() == own.resolve()):
+        return k_fold(cohort, fold=section.fold, folds=section.folds, seed=trained.experiment.seed)
+    return cohort
+
+
 def chosen_cases(inputs: Sequence[Path], trained: Trained, *, split: str | None) -> Cohort:
     """Return the cases that a manifest or single files name.
 
@@ -124,7 +143,7 @@ def chosen_cases(inputs: Sequence[Path], trained: Trained, *, split: str | None)
     """
     owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
     if len(inputs) == 1 and inputs[0].suffix == ".csv":
-        cohort = read_cohort(inputs[0])
+        cohort = cohort_of_run(inputs[0], trained)
         require_channels(cohort, trained.contract, owner=owner)
         if split is not None:
             cohort = replace(cohort, cases=cohort.in_split(split))

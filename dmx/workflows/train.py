@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from dmx.config.sections import Experiment
+from dmx.evaluation.figures import curves_figure
+from dmx.tracking.history import History
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.recorder import Recorder
 from dmx.tracking.session import ActiveRun, NewRun, start_run
@@ -25,12 +27,15 @@ class Trainee:
         reason: ``finished``, ``stopped`` or ``early_stopping``.
         best_metric: Metric that names the best checkpoint; empty without one.
         best_value: Its value.
+        store: Address of the run store where the experiment names one.
+        store: Address of the run store where the experiment names one.
     """
 
     run: RunInfo
     reason: str
     best_metric: str
     best_value: float | None
+    store: str | None
 
 
 def train(experiment: Experiment, session: Session, *, name: str | None = None) -> Trainee:
@@ -93,8 +98,24 @@ def run_fit(run: ActiveRun, assembled: Assembled, session: Session) -> Trainee:
             listeners=(recorder, *session.listeners),
             stop=session.stop,
         )
+    _log_curves(run)
     _end(run, result)
-    return Trainee(run=run.info, reason=result.reason, best_metric=result.best.metric, best_value=result.best.value)
+    return Trainee(
+        run=run.info,
+        reason=result.reason,
+        best_metric=result.best.metric,
+        best_value=result.best.value,
+        store=checked.experiment.tracking.uri,
+    )
+
+
+def _log_curves(run: ActiveRun) -> None:
+    """Draw how losses and scores went on, from the table of epochs."""
+    with run.guarded("figures/learning_curves.png"):
+        rows = History(run.files / "history" / "epochs.csv").rows()
+        if rows:
+            numbers = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+            run.log_figure("figures/learning_curves.png", curves_figure(numbers))
 
 
 def _end(run: ActiveRun, result: FitResult) -> None:

@@ -71,7 +71,9 @@ class Validation:
         sampler = SegmentSampler(
             self.source,
             self.network.segment_plan(size),
-            replace(self.experiment.sampling, categories="uniform", proportions=None, weight_maps=()),
+            replace(
+                self.experiment.sampling, categories="uniform", proportions=None, weight_maps=(), cases_per_epoch=None
+            ),
             AugmentationSection(),
             batch_size=batch_size,
             steps_per_epoch=steps,

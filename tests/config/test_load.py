@@ -126,3 +126,30 @@ def test_only_what_differs_from_the_defaults_is_shown_and_reads_back(experiment_
     assert "optimizer" not in text
     (tmp_path / "changed.yaml").write_text(text)
     assert load_experiment(tmp_path / "changed.yaml") == experiment
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [
+        ("checkpoints: {every_steps: 0}", "every_steps must be at least 1, got 0"),
+        ("checkpoints: {early_stopping: 0}", "early_stopping must be at least 1"),
+        ("validation: {max_volumes: -1}", "max_volumes must be at least 1"),
+        ("training: {threads: 0}", "threads must be at least 1"),
+        ("training: {moving_average: 1.0}", "below 1, got 1.0"),
+        ("schedule: {patience: 0}", "patience must be at least 1"),
+        ("schedule: {name: exponential, final_lr: -1}", "final_lr"),
+        ("optimizer: {betas: [1, 1]}", "betas must be at least 0 and below 1"),
+        ("optimizer: {rho: 5}", "rho"),
+        ("augmentation: {reflect: {probability: [2, 0, 0]}}", "probability must be between"),
+        ("augmentation: {deepmedic: {reflect: [2, 0, 0]}}", "reflect must be between"),
+        ("augmentation: {deepmedic: {affine: {prob: 7}}}", "prob must be between"),
+        ("model: {name: UNet, normal: {widths: [3]}}", "normal belongs to 'multiscale'"),
+        ("model: {arguments: {a: 1}}", "belong to networks of MONAI"),
+        ("sampling: {proportions: [0, 0]}", "not all 0"),
+        ("preprocess: {normalize: {method: window}}", "window"),
+        ("losses: {cross_entropy: 0}", "one above 0"),
+        ("schedule: {name: steps}", "at_epochs"),
+    ],
+)
+def test_values_without_meaning_are_refused(section: str, part: str, tmp_path: Path) -> None:
+    assert part in refuse(MINIMAL + section + "\n", tmp_path)

@@ -214,8 +214,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         if isinstance(event, CheckpointDue):
             event.state.last_checkpoint = f"step_{event.position.global_step}"
 
-    where = r"at step 7 \(epoch 1, step 3 of it\)"
-    words = rf"The {what} {where} with the cases case_1, case_2; terms: .*good checkpoint: step_4"
+    place = r"at step 7 \(epoch 1, step 3 of it\)"
+    words = rf"The {what} {place} with the cases case_1, case_2; terms: .*good checkpoint: step_4"
     with pytest.raises(TrainingError, match=words):
         fit(state, spoiled, settings, listeners=[remember])
     assert all(torch.equal(tensor, kept[0][name]) for name, tensor in network.named_parameters())

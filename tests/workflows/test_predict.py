@@ -140,3 +140,16 @@ def test_prediction_settings_can_be_changed_and_no_others(project: Path, manifes
     assert section.mirror == (0,)
     with pytest.raises(ConfigError, match="settings of 'prediction'"):
         changed_prediction(run_id, ["training.epochs=3"], uri=None, root=project)
+
+
+def test_a_fold_of_the_training_is_the_fold_that_is_scored(project: Path, manifest: Path) -> None:
+    cohort = read_manifest(manifest)
+    write_manifest(replace(cohort, cases=tuple(replace(case, split="") for case in cohort.cases)), manifest)
+    done = train(settings(manifest, cohort={"fold": 0, "folds": 3}, training={"epochs": 1}), session(project))
+    scored = evaluate(EvaluateRequest(run=done.run.id), session(project))
+    store = open_store(root=project)
+    folder = store.local_artifacts(done.run.id)
+    assert folder is not None
+    held_out = {case.name for case in read_manifest(folder / "cohort/manifest.csv").in_split("validation")}
+    assert len(held_out) == 2
+    assert (scored.split, {row["case"] for row in scored.rows}) == ("validation", held_out)
