@@ -24,6 +24,10 @@ class CheckpointError(DmxError):
     """Report a checkpoint that is missing, damaged or does not fit."""
 
 
+class TransferError(DmxError):
+    """Report weights that cannot go from one network to another."""
+
+
 class TrainingError(DmxError):
     """Report a training that cannot go on."""
 
