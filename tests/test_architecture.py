@@ -15,7 +15,7 @@ LAYERS = {
     "geometry": 0,
     "seeding": 0,
     "config": 1,
-    "transfer": 1,
+    "transfer": 2,
     "cohort": 2,
     "model": 2,
     "preprocess": 3,
