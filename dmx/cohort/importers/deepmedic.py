@@ -1,17 +1,17 @@
 """Cohorts of DeepMedic: its ``.cfg`` files with their lists of files, or its tables. Nothing in them is executed."""
 
-import ast
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.importers.imported import Imported, clean_name, clean_names, read_text
+from dmx.config.deepmedic import parse_assignments
 from dmx.errors import CohortError
 
 _MISSING = "-"
@@ -54,13 +54,13 @@ _SPLITS = (
 _MARKS = {"numberOfOutputClasses", *(keys.channels for keys in _SPLITS), *(keys.table for keys in _SPLITS)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Config:
     """The settings of one ``.cfg`` file that could be read as plain values."""
 
     path: Path
-    values: dict[str, Any] = field(default_factory=dict)
-    unread: set[str] = field(default_factory=set)
+    values: Mapping[str, Any]
+    unread: Set[str]
 
     def get(self, key: str) -> Any:
         if key in self.unread:
@@ -126,20 +126,8 @@ def _configs(path: Path) -> list[_Config]:
 
 def _parse(path: Path) -> _Config | None:
     """Return the assignments of a file, or None where it is no configuration: the lists are ``.cfg`` files too."""
-    try:
-        tree = ast.parse(read_text(path))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    config = _Config(path)
-    for node in tree.body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-            continue
-        key = node.targets[0].id
-        try:
-            config.values[key] = ast.literal_eval(node.value)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            config.unread.add(key)
-    return config
+    assignments = parse_assignments(read_text(path))
+    return None if assignments is None else _Config(path, assignments.values, assignments.unread)
 
 
 def _read_split(config: _Config, keys: _Keys) -> _Split | None:
