@@ -33,6 +33,10 @@ class OptimizerSection:
     """Added to the denominator; empty: 1e-8 (adam, adamw), 1e-4 (rmsprop)."""
     weight_decay: float = 0.0
     """Decoupled decay of adamw, on kernels only."""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate: for what was `received` from a source or `initialized`, for a pathway (`normal`,
+    `subsampled`, `subsampled_1`, `fc`), or for names of modules or parameters, `*` for any text. A name overrules a
+    pathway, a pathway the origin, a later name an earlier one."""
 
     def __post_init__(self) -> None:
         positive("lr", self.lr)
@@ -42,6 +46,9 @@ class OptimizerSection:
         if self.epsilon is not None:
             positive("epsilon", self.epsilon)
         at_least("weight_decay", self.weight_decay, 0.0)
+        for name, factor in self.lr_scale.items():
+            if not factor > 0:
+                raise ValueError(f"lr_scale.{name} must be above 0, got {factor}; 'freeze' keeps what must not change")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +143,11 @@ class RegularizationSection:
     """Weight of the sum of absolute values."""
     l2: float = 1e-4
     """Weight of the sum of squares (without a factor of one half)."""
+    l2_to_source: float = 0.0
+    """Weight of the sum of squared differences from the source, over all parameters that were received whole (L2-SP, Li
+    et al. 2018); needs a source."""
 
     def __post_init__(self) -> None:
         at_least("l1", self.l1, 0.0)
         at_least("l2", self.l2, 0.0)
+        at_least("l2_to_source", self.l2_to_source, 0.0)

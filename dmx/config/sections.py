@@ -11,6 +11,7 @@ from typing import Literal
 from dmx.config.augmentation import AugmentationSection
 from dmx.config.check import at_least, between, positive
 from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, SamplingSection
+from dmx.config.freeze import FreezeSection
 from dmx.config.model import ModelSection
 from dmx.config.optimization import LossSection, MonaiLoss, OptimizerSection, RegularizationSection, ScheduleSection
 
@@ -19,6 +20,7 @@ __all__ = [
     "CheckpointSection",
     "CohortSection",
     "Experiment",
+    "FreezeSection",
     "LossSection",
     "ModelSection",
     "MonaiLoss",
@@ -197,6 +199,7 @@ class Experiment:
     augmentation: AugmentationSection = field(default_factory=AugmentationSection)
     model: ModelSection = field(default_factory=ModelSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+    freeze: FreezeSection = field(default_factory=FreezeSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     losses: LossSection = field(default_factory=LossSection)
