@@ -9,6 +9,7 @@ from dmx.tracking.store import RunInfo, RunReader
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _PREFIX = re.compile(r"[0-9a-f]{1,31}")
+_TRAINING_KINDS = ("train", "finetune", "transfer")
 
 
 def find_run(store: RunReader, text: str) -> RunInfo:
@@ -34,6 +35,19 @@ def find_run(store: RunReader, text: str) -> RunInfo:
         f"No run '{text}' in {store.uri}. Give a run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last"
         f"{_known(store, text)}."
     )
+
+
+def find_training(store: RunReader, text: str) -> RunInfo:
+    """Return the run that a text names where a network is needed: ``experiment/last`` is the newest that trained one.
+
+    Raises:
+        RunError: As :func:`find_run`.
+    """
+    run = find_run(store, text)
+    if run.kind in _TRAINING_KINDS or text != f"{run.experiment}/last" or run.name == "last":
+        return run
+    runs = store.list_runs(experiment=run.experiment)
+    return next((other for other in runs if other.kind in _TRAINING_KINDS), run)
 
 
 def _candidates(store: RunReader, text: str) -> list[RunInfo]:

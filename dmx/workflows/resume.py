@@ -1,21 +1,30 @@
 """Go on with a run that was interrupted."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dmx.config.sections import Experiment
-from dmx.errors import CheckpointError, ConfigError, RunError
+from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
+from dmx.preprocess.contract import Contract
+from dmx.tracking.catalog import find_training
+from dmx.tracking.lineage import SOURCE_RUN
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
+from dmx.tracking.store import RunInfo, RunReader
 from dmx.training.checkpoint import read_checkpoint, verify_checkpoint
-from dmx.workflows.assemble import assemble, check_training
+from dmx.workflows.assemble import Checked, assemble, check_training
+from dmx.workflows.finetune import paired
+from dmx.workflows.identity import identity, read_identity
 from dmx.workflows.inputs import portable
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
-from dmx.workflows.train import Trainee, run_fit, say_optimizer
-from dmx.workflows.trained import run_experiment
+from dmx.workflows.start import Start, described_source
+from dmx.workflows.train import Trainee, run_fit
+from dmx.workflows.trained import open_trained, run_experiment
 
+_KINDS = ("train", "finetune", "transfer")
 _CHANGEABLE = {"device": "training", "threads": "training", "workers": "sampling"}
 
 
@@ -33,20 +42,22 @@ def resume(
     Raises:
         RunError: There is no such run, it is complete, or another process works on it.
         CheckpointError: None of its checkpoints is whole.
+        CohortError: The cases are no longer those of the run.
     """
     store = open_store(uri, session.root)
-    info = store.find_run(run_name)
-    if info.kind != "train":
+    info = find_training(store, run_name)
+    if info.kind not in _KINDS:
         raise RunError(f"Run '{info.experiment}/{info.name}' is no training ({info.kind or 'of another program'}).")
     experiment = _changed(run_experiment(store, info), changes or {})
     checked = check_training(experiment, session)
-    assembled = assemble(checked, session)
+    _require_same_cases(store, info, checked)
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
-        folder = newest_checkpoint(run, session)
-        if folder is not None:
-            assembled.state.load_state_dict(read_checkpoint(folder).as_state())
-            assembled.state.last_checkpoint = folder.name
+        begin = _beginning(run, checked, session)
+        assembled = assemble(begin.checked, session)
+        if begin.state is not None:
+            assembled.state.load_state_dict(begin.state)
+        assembled.state.last_checkpoint = begin.name
         position = assembled.state.position
         session.report.say(
             f"Run {info.experiment}/{info.name} ({info.id[:8]}) goes on after step {position.global_step} "
@@ -55,18 +66,85 @@ def resume(
         if position.epoch >= experiment.training.epochs:
             session.report.say(f"All {experiment.training.epochs} epochs were done already; nothing is left to train.")
         if changes:
-            run.log_text(
-                f"config.resume_{run.info.tags.get('dmx.resumed', '1')}.yaml", portable(experiment, session.root)
-            )
-        say_optimizer(run, session, uninitialized=folder is None)
-        return run_fit(run, assembled, session)
+            count = run.info.tags["dmx.resumed"]
+            run.log_text(f"config.resume_{count}.yaml", portable(experiment, session.root))
+        run.log_line(begin.optimizer)
+        session.report.say(begin.optimizer)
+        return run_fit(run, assembled, session, source=begin.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Beginning:
+    """Where a resumed run goes on.
+
+    Attributes:
+        checked: The training, as the checkpoint says where there is one.
+        state: State to load; ``None``: from the start.
+        name: Name of the checkpoint.
+        source: Where the run's first weights came from.
+        optimizer: What to say about the optimizer.
+    """
+
+    checked: Checked
+    state: Mapping[str, Any] | None = None
+    name: str | None = None
+    source: Mapping[str, Any] | None = None
+    optimizer: str
+
+
+def _beginning(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:
+    """Find the newest whole checkpoint; without any the run begins again from its seed or its source."""
+    folder = newest_checkpoint(run, session)
+    if folder is None:
+        return _from_the_start(run, checked, session)
+    content = read_checkpoint(folder)
+    run.set_tags({"dmx.optimizer_state": "restored: resumed"})
+    return _Beginning(
+        checked=replace(checked, contract=Contract.from_dict(content.manifest["contract"])),
+        state=content.as_state(),
+        name=folder.name,
+        source=content.manifest["source"],
+        optimizer="Optimizer state restored. Uninitialized: no. Reset requested: no.",
+    )
+
+
+def _from_the_start(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:
+    source = run.info.tags.get(SOURCE_RUN)
+    where = "its seed" if source is None else f"run {source[:8]}, its source"
+    session.report.say(f"The run was ended before its first checkpoint; it begins again from {where}.")
+    if source is None:
+        words = Start(words="").optimizer_sentence
+        return _Beginning(checked=checked, optimizer=words)
+    trained = open_trained(run.store, source, checkpoint=run.info.params["source.checkpoint"], root=session.root)
+    checked.network.load_state_dict(trained.network.state_dict())
+    return _Beginning(
+        checked=replace(checked, contract=paired(checked.contract, trained, [])),
+        source=described_source(trained),
+        optimizer=Start(words="", uninitialized=False, reset=True).optimizer_sentence,
+    )
+
+
+def _require_same_cases(store: RunReader, info: RunInfo, checked: Checked) -> None:
+    """Require the cases with which the run began.
+
+    Raises:
+        CohortError: Cases were added, taken away or changed.
+    """
+    known = read_identity(store, info)
+    data = checked.data
+    now = identity(data.cohort.name, {"training": data.training, "validation": data.validation})
+    if known is not None and known != now:
+        raise CohortError(
+            f"The cases of cohort '{data.cohort.name}' are not those with which run '{info.experiment}/{info.name}' "
+            "began, so it cannot go on exactly. Restore them, or begin a new run with 'dmx finetune'."
+        )
 
 
 def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
     """Return the newest checkpoint of a run that is whole, and say which ones had to be skipped.
 
     Returns:
-        ``None`` when the run was ended before its first checkpoint, so that it begins anew from its seed.
+        ``None`` when the run was ended before its first checkpoint.
 
     Raises:
         CheckpointError: There are checkpoints and none is whole.
@@ -84,7 +162,6 @@ def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
             f"None of the {len(folders)} checkpoints of run '{run.info.experiment}/{run.info.name}' is whole. "
             "Train anew with its config.yaml."
         )
-    session.report.say("The run was ended before its first checkpoint; it begins again from its seed.")
     return None
 
 

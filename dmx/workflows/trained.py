@@ -14,6 +14,7 @@ from dmx.errors import CheckpointError, ConfigError, ModelError, RunError
 from dmx.model.build import build_network
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
+from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
@@ -55,7 +56,7 @@ def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
 
     Args:
         store: Where the run is kept.
-        run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
+        run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last`` (the last training).
         checkpoint: ``best``, ``last``, ``initial`` or ``epoch=N``; ``None``: the best one, else the last one.
         root: Folder of the project.
 
@@ -63,7 +64,7 @@ def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
         RunError: There is no such run or checkpoint.
         CheckpointError: The checkpoint is damaged or is that of another network.
     """
-    info = store.find_run(run)
+    info = find_training(store, run)
     names = checkpoint_names(info.tags)
     if not names:
         raise RunError(
@@ -137,5 +138,5 @@ def changed_prediction(run: str, overrides: Sequence[str], *, uri: str | None, r
                 f"Here --set changes settings of 'prediction', e.g. prediction.overlap=0.5, got '{word}'."
             )
     store = open_store(uri, root)
-    raw = as_dict(run_experiment(store, store.find_run(run)))
+    raw = as_dict(run_experiment(store, find_training(store, run)))
     return build_experiment(apply_overrides(raw, overrides), source="--set").prediction

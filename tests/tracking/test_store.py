@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dmx.errors import RunError
+from dmx.tracking.catalog import find_training
 from dmx.tracking.mlflow_store import MlflowStore, open_store
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, StoreRefusedError
@@ -129,6 +130,17 @@ def test_runs_are_found_by_what_a_person_types(store: MlflowStore, info: RunInfo
     assert [run.name for run in store.list_runs(tags={"dmx.kind": "train"})] == ["first-train-1"]
     assert len(store.list_runs(limit=1)) == 1
     assert store.list_runs(experiment="other") == []
+
+
+def test_the_last_training_is_found_behind_later_runs_of_other_kinds(store: MlflowStore, info: RunInfo) -> None:
+    assert find_training(store, "study/last").id == info.id
+    time.sleep(0.002)
+    second = store.create_run("study", name="second", tags={"dmx.kind": "evaluate"})
+    assert find_training(store, "study/last").id == info.id
+    assert find_training(store, "study/second").id == second.id
+    assert find_training(store, second.id).id == second.id
+    other = store.create_run("other", name="only", tags={"dmx.kind": "predict"})
+    assert find_training(store, "other/last").id == other.id
 
 
 def test_what_is_not_found_is_explained(store: MlflowStore) -> None:
