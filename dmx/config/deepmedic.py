@@ -1,11 +1,15 @@
 """DeepMedic's configurations: Python files of assignments, parsed and never executed."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dmx.config.data import NormalizeSection
+from dmx.errors import ConfigError
+
 _LONGEST_LIST = 10_000
+_ZSCORE = "norm_zscore_prms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +78,56 @@ def _plain(node: ast.expr) -> Any:
             raise ValueError(f"a list of more than {_LONGEST_LIST} entries")
         return left * right
     raise ValueError("only lists are joined and repeated")
+
+
+def read_normalization(text: str, *, channels: Sequence[str], source: str) -> NormalizeSection:
+    """Return how a training or test configuration normalizes intensities.
+
+    Args:
+        text: Content of ``trainConfig.cfg`` or ``testConfig.cfg``.
+        channels: Names of the channels, in DeepMedic's order.
+        source: What sentences call it.
+
+    Raises:
+        ConfigError: It cannot be parsed, or asks for what cannot be done here.
+    """
+    assignments = parse_assignments(text)
+    if assignments is None:
+        raise ConfigError(f"'{source}' is no configuration of DeepMedic: it is not Python.")
+    for name in (_ZSCORE, "padInputImagesBool"):
+        if name in assignments.unread:
+            raise ConfigError(f"{source}: '{name}' must be a plain value; expressions are not executed.")
+    if assignments.values.get("padInputImagesBool", True) is False:
+        raise ConfigError(f"{source}: 'padInputImagesBool' must be True; networks for unpadded scans cannot be used.")
+    given = assignments.values.get(_ZSCORE) or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{source}: '{_ZSCORE}' must be a dictionary, got {given!r}.")
+    chosen = _normalized_channels(given, channels, source)
+    if not chosen:
+        return NormalizeSection(method="none")
+    try:
+        return NormalizeSection(
+            method="zscore",
+            channels=() if len(chosen) == len(channels) else chosen,
+            percentiles=_pair(given.get("cutoff_percents")),
+            within_std=_pair(given.get("cutoff_times_std")),
+            above_mean=bool(given.get("cutoff_below_mean")),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: '{_ZSCORE}' cannot be used: {error}.") from error
+
+
+def _normalized_channels(given: Mapping[str, Any], channels: Sequence[str], source: str) -> tuple[str, ...]:
+    if given.get("apply_to_all_channels"):
+        return tuple(channels)
+    chosen = given.get("apply_per_channel") or [False] * len(channels)
+    if not isinstance(chosen, list | tuple) or len(chosen) != len(channels):
+        raise ConfigError(f"{source}: 'apply_per_channel' must say True or False for each of {len(channels)} channels.")
+    return tuple(name for name, wanted in zip(channels, chosen, strict=True) if wanted)
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = value
+    return (float(low), float(high))

@@ -62,8 +62,10 @@ def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", fold
 def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     values = dict(raw)
     cohort = values.get("cohort")
-    if folder is not None and isinstance(cohort, dict) and isinstance(cohort.get("manifest"), str):
-        manifest = Path(cohort["manifest"])
+    named = cohort.get("manifest") if isinstance(cohort, dict) else None
+    # An imported network's configuration names none.
+    if folder is not None and isinstance(cohort, dict) and isinstance(named, str) and named:
+        manifest = Path(named)
         # The configuration that a run keeps names its manifest relative to the project.
         place = next((base for base in (folder, Path.cwd()) if (base / manifest).is_file()), folder)
         values["cohort"] = {**cohort, "manifest": str((place / manifest).resolve())}

@@ -63,7 +63,7 @@ def resolve_data(experiment: Experiment) -> TrainingData:
         classes=section.classes or cohort.classes,
         compatibility=experiment.compatibility,
     )
-    _check_names(contract)
+    check_names(contract)
     _check_labels(training, validation)
     return TrainingData(cohort, training, validation, contract)
 
@@ -77,7 +77,12 @@ def _known(chosen: Sequence[str], known: Sequence[str], what: str) -> Sequence[s
     return chosen or known
 
 
-def _check_names(contract: Contract) -> None:
+def check_names(contract: Contract) -> None:
+    """Require names of channels and classes that can be parts of metrics' names, each once.
+
+    Raises:
+        ConfigError: A name cannot be used, or there are not two classes.
+    """
     if len(contract.classes) < 2:
         raise ConfigError(
             "cohort.classes must name at least two classes, background first, "

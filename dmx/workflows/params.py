@@ -1,29 +1,21 @@
 """The few settings of a run that the MLflow tables compare; the whole configuration is its ``config.yaml``."""
 
+from dmx.config.sections import Experiment
 from dmx.geometry import triple
+from dmx.model.network import Network
+from dmx.preprocess.contract import Contract
 from dmx.workflows.assemble import Checked
 
 
 def training_params(checked: Checked) -> dict[str, object]:
     """Return about twenty short params of a training."""
     experiment = checked.experiment
-    model, training = experiment.model, experiment.training
-    parameters = list(checked.network.parameters())
-    multiscale = model.name == "multiscale"
+    training = experiment.training
     return {
-        "task": experiment.task,
+        **network_params(experiment, checked.contract, checked.network),
         "cohort": checked.data.cohort.name,
         "cohort.training_cases": len(checked.data.training),
         "cohort.validation_cases": len(checked.data.validation),
-        "channels": ",".join(checked.contract.channels),
-        "classes": ",".join(checked.contract.classes),
-        "network": model.name,
-        "network.widths": _list(model.normal.widths) if multiscale else "",
-        "network.pathways": 1 + len(model.subsampled) if multiscale else 1,
-        "network.fc": _list(model.fc.widths) if multiscale else "",
-        "network.parameters": sum(p.numel() for p in parameters),
-        "network.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "compatibility": experiment.compatibility,
         "segment": _list(triple(experiment.sampling.segment)),
         "epochs": training.epochs,
         "steps_per_epoch": training.steps_per_epoch,
@@ -33,6 +25,24 @@ def training_params(checked: Checked) -> dict[str, object]:
         "lr": experiment.optimizer.lr,
         "schedule": experiment.schedule.name,
         "seed": experiment.seed,
+    }
+
+
+def network_params(experiment: Experiment, contract: Contract, network: Network) -> dict[str, object]:
+    """Return the params that describe a network, however it came about."""
+    model, multiscale = experiment.model, experiment.model.name == "multiscale"
+    parameters = list(network.parameters())
+    return {
+        "task": experiment.task,
+        "channels": ",".join(contract.channels),
+        "classes": ",".join(contract.classes),
+        "network": model.name,
+        "network.widths": _list(model.normal.widths) if multiscale else "",
+        "network.pathways": 1 + len(model.subsampled) if multiscale else 1,
+        "network.fc": _list(model.fc.widths) if multiscale else "",
+        "network.parameters": sum(p.numel() for p in parameters),
+        "network.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "compatibility": experiment.compatibility,
     }
 
 

@@ -6,9 +6,27 @@ from typing import Any
 
 from dmx import __version__
 from dmx.config.load import as_dict
+from dmx.config.sections import Experiment
+from dmx.preprocess.contract import Contract
 from dmx.training.checkpoint import write_checkpoint
 from dmx.training.events import CheckpointDue
 from dmx.workflows.assemble import Checked
+
+
+def description(
+    experiment: Experiment, contract: Contract, *, run_id: str, source: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what all checkpoints of a run say about themselves: all that is needed to use their network."""
+    return {
+        "dmx_version": __version__,
+        "task": experiment.task,
+        "run_id": run_id,
+        "model": as_dict(experiment)["model"],
+        "compatibility": experiment.compatibility,
+        "contract": contract.as_dict(),
+        "seed": experiment.seed,
+        "source": source,
+    }
 
 
 def saver(
@@ -21,17 +39,7 @@ def saver(
         run_id: Its run.
         source: Where the first weights came from; ``None``: from the seed.
     """
-    experiment = checked.experiment
-    described = {
-        "dmx_version": __version__,
-        "task": experiment.task,
-        "run_id": run_id,
-        "model": as_dict(experiment)["model"],
-        "compatibility": experiment.compatibility,
-        "contract": checked.contract.as_dict(),
-        "seed": experiment.seed,
-        "source": source,
-    }
+    described = description(checked.experiment, checked.contract, run_id=run_id, source=source)
 
     def save(due: CheckpointDue, folder: Path) -> Path:
         state = due.state.state_dict()
