@@ -1,4 +1,4 @@
-"""``dmx model``: look at a network before it trains."""
+"""``dmx model``: look at a network before it trains; bring in one that another tool has trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,20 +8,78 @@ from rich.table import Table
 from rich.text import Text
 
 from dmx.cli.console import out
+from dmx.cli.ui import StoreAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dmx.model.show import LayerReport, ModelReport
 
-app = typer.Typer(help="Look at the network of an experiment.", no_args_is_help=True)
+app = typer.Typer(help="Look at a network, or bring in one that another tool has trained.", no_args_is_help=True)
+importers = typer.Typer(help="Make a run of a network that another tool has trained.", no_args_is_help=True)
+app.add_typer(importers, name="import")
 
 _UNITS = ("", " k", " M", " G", " T")
 
 
-@app.callback()
+@importers.callback()
 def _group() -> None:
-    """Keep ``show`` a command of its own, with one command in the group too."""
+    """Keep ``deepmedic`` a command of its own, with one command in the group too."""
+
+
+@importers.command()
+def deepmedic(
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="DeepMedic's model configuration.")],
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", metavar="PREFIX", help="Path of the checkpoint, without '.index'.")
+    ],
+    train_config: Annotated[
+        Path | None,
+        typer.Option("--train-config", metavar="FILE", help="Its training configuration, for how intensities went in."),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option("--channels", metavar="NAMES", help="Channels in DeepMedic's order: flair,t1c")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", metavar="NAMES", help="Classes by label: background,lesion")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change preprocess, prediction or name. May be repeated."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    store: StoreAddress = None,
+) -> None:
+    """Bring in a network of DeepMedic v0.8: it predicts what it predicted there."""
+    from dmx.cli.report import TerminalReport, print_result
+    from dmx.tracking.location import project_root
+    from dmx.workflows.import_model import ImportRequest, import_deepmedic_model
+    from dmx.workflows.session import Session
+
+    with TerminalReport() as report:
+        request = ImportRequest(
+            config=config,
+            checkpoint=checkpoint,
+            train_config=train_config,
+            channels=_names(channels),
+            classes=_names(classes),
+            overrides=overrides or (),
+            name=name,
+            uri=store,
+        )
+        done = import_deepmedic_model(request, Session(root=project_root(Path.cwd()), report=report))
+    trained = "" if done.epochs is None else f", trained for {done.epochs} epochs"
+    print_result(
+        f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the network: {done.variables} variables, "
+        f"{done.parameters:,} parameters{trained}.\n"
+        f"Predict:  dmx predict --from-run {done.run.id[:8]} COHORT_OR_FILES -o DIR\n"
+        f"Score:    dmx evaluate --from-run {done.run.id[:8]} COHORT"
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Return names that are separated by commas."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 @app.command()
