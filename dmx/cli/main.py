@@ -37,6 +37,7 @@ def _options(
 
 
 app.command()(train.train)
+app.command()(train.finetune)
 app.command()(train.resume)
 app.command()(predict.predict)
 app.command()(predict.evaluate)

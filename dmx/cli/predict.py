@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from dmx.cli.console import out
-from dmx.cli.runs import RUN_HELP
+from dmx.cli.train import FromRun
 from dmx.cli.ui import StoreAddress
 from dmx.errors import ConfigError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from dmx.evaluation.summary import Summary
     from dmx.workflows.evaluate import Evaluated
 
-FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last.")
 ]
@@ -111,6 +110,9 @@ def evaluate(
         str | None,
         typer.Option("--split", help="Split to score; else evaluation, validation, or cases without one."),
     ] = None,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Score cases that were in the training, too; the run gets a tag.")
+    ] = False,
     tolerance_mm: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Tolerance of the normalized surface Dice in mm.")
     ] = 1.0,
@@ -135,6 +137,7 @@ def evaluate(
             split=split,
             settings=_settings(from_run, overrides, store),
             tolerance_mm=tolerance_mm,
+            allow_leak=allow_leak,
             device=device,
             uri=store,
             name=name,

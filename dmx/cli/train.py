@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmx.cli.config import ExperimentPath, Overrides
-from dmx.cli.runs import RunName
+from dmx.cli.runs import RUN_HELP, RunName
 from dmx.cli.ui import StoreAddress
+
+FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 
 if TYPE_CHECKING:
     from dmx.workflows.session import Session
@@ -26,6 +28,39 @@ def train(
 
     settings = load_experiment(experiment, overrides or ())
     _run(lambda session: run_training(settings, session, name=name))
+
+
+def finetune(
+    experiment: ExperimentPath,
+    from_run: FromRun,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
+    ] = None,
+    overrides: Overrides = None,
+    keep_optimizer: Annotated[
+        bool, typer.Option("--keep-optimizer", help="Keep the source's moments; the schedule still begins anew.")
+    ] = False,
+    allow_leak: Annotated[
+        bool, typer.Option("--allow-leak", help="Go on when validation cases were in the training of the source.")
+    ] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    store: StoreAddress = None,
+) -> None:
+    """Train a run's network further on another cohort, as a new run with a fresh optimizer."""
+    from dmx.workflows.finetune import FinetuneRequest
+    from dmx.workflows.finetune import finetune as run_finetuning
+
+    request = FinetuneRequest(
+        experiment=experiment,
+        run=from_run,
+        checkpoint=checkpoint,
+        overrides=overrides or (),
+        keep_optimizer=keep_optimizer,
+        allow_leak=allow_leak,
+        name=name,
+    )
+    _run(lambda session: run_finetuning(request, session, uri=store))
 
 
 def resume(

@@ -23,9 +23,11 @@ from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo
 from dmx.training.device import resolve_device
-from dmx.workflows.predict import cohort_of_run, source_params, trained_tags
+from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.predict import cohort_of_run
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
+from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
 
@@ -44,6 +46,7 @@ class EvaluateRequest:
         split: Split to score; ``None``: evaluation, else validation, else all cases with a label map.
         settings: Changes of the run's ``prediction`` section.
         tolerance_mm: Distance up to which surfaces count as equal in the normalized surface Dice.
+        allow_leak: Go on when cases were in the training of the network or of its sources.
         device: Where to predict.
         uri: Run store.
         name: Name of the run.
@@ -55,6 +58,7 @@ class EvaluateRequest:
     split: str | None = None
     settings: PredictionSection | None = None
     tolerance_mm: float = 1.0
+    allow_leak: bool = False
     device: str = "auto"
     uri: str | None = None
     name: str | None = None
@@ -91,6 +95,10 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     store = open_store(request.uri, session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     cohort, split = _scored_cases(request, trained)
+    leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
+    notes, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
+    for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
+        session.report.say(sentence)
     check_scans(cohort, trained.contract, session, with_labels=True)
     predictor = case_predictor(trained, request.settings or trained.experiment.prediction, device)
     if trained.contract.compatibility == "deepmedic":
@@ -102,7 +110,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         words=f"{trained.run.name} {split}".strip(),
         name=request.name,
         params={"cohort": cohort.name, "split": split or "all", "cases": len(cohort.cases), **source_params(trained)},
-        tags=trained_tags(trained),
+        tags={**trained_tags(trained), **leak_tags},
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(trained.experiment, cohort.cases, session.root)

@@ -17,6 +17,7 @@ from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import CohortInput
 from dmx.training.schedules import preview
 from dmx.workflows.assemble import Checked
+from dmx.workflows.identity import IDENTITY, identity
 
 
 def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
@@ -53,6 +54,8 @@ def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:
     run.log_text("cohort/summary.json", json.dumps(summary, indent=2))
     run.log_text("cohort/check.json", run.hide(json.dumps(checked.findings.as_dict(), indent=2)))
     run.log_text("cohort/manifest.csv", run.hide(manifest_text(data.cohort, checked.experiment.cohort.manifest)))
+    splits = {"training": data.training, "validation": data.validation}
+    run.log_text(IDENTITY, json.dumps(identity(data.cohort.name, splits)))
     digest = cohort_digest(data.cohort)
     source = relative(Path(checked.experiment.cohort.manifest), root)
     for context, cases in (("training", data.training), ("validation", data.validation)):

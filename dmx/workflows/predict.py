@@ -14,7 +14,6 @@ from dmx.cohort.volume import write_volume
 from dmx.config.sections import PredictionSection
 from dmx.errors import CohortError, ConfigError
 from dmx.tracking.history import write_table
-from dmx.tracking.lineage import Source, source_tags
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
@@ -22,6 +21,7 @@ from dmx.training.device import resolve_device
 from dmx.workflows.data import read_cohort
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
+from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
 
@@ -127,6 +127,10 @@ def cohort_of_run(manifest: Path | None, trained: Trained) -> Cohort:
         CohortError: There is no such manifest, or it cannot be used.
     """
     section = trained.experiment.cohort
+    if manifest is None and not section.manifest:
+        raise CohortError(
+            f"Run '{trained.run.experiment}/{trained.run.name}' has no cohort: its network was imported. Name a manifest."
+        )
     own = Path(section.manifest)
     cohort = read_cohort(manifest or own)
     if section.fold is not None and (manifest is None or manifest.resolve() == own.resolve()):
@@ -177,22 +181,6 @@ def _cohort_of_files(paths: Sequence[Path], channels: Sequence[str], owner: str)
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def source_params(trained: Trained) -> dict[str, object]:
-    """Return the params that say which network was used."""
-    return {
-        "source.run": f"{trained.run.experiment}/{trained.run.name}",
-        "source.checkpoint": trained.checkpoint_name,
-        "source.epoch": trained.manifest["epoch"],
-        "source.step": trained.manifest["global_step"],
-    }
-
-
-def trained_tags(trained: Trained) -> dict[str, str]:
-    """Return the tags that name the source run."""
-    source = Source(run=trained.run, checkpoint=f"checkpoints/{trained.folder.name}", sha256=trained.sha256)
-    return {"dmx.task": trained.experiment.task, **source_tags([source], experiment=trained.run.experiment)}
 
 
 def check_layers(trained: Trained, features: Mapping[str, tuple[int, int]]) -> None:

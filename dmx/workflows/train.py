@@ -1,6 +1,8 @@
 """Train a network: a new run from an experiment, or a run that goes on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.evaluation.figures import curves_figure
@@ -10,12 +12,13 @@ from dmx.tracking.recorder import Recorder
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.loop import FitResult, fit
-from dmx.workflows.assemble import Assembled, assemble, check_training
+from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
+from dmx.workflows.start import Start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +53,53 @@ def train(experiment: Experiment, session: Session, *, name: str | None = None) 
         DmxError: Something that the user can mend; before the run exists whenever it can be known before.
     """
     checked = check_training(experiment, session)
+    return run_training(checked, session, start=Start(words=experiment.model.name), name=name)
+
+
+def run_training(checked: Checked, session: Session, *, start: Start, name: str | None = None) -> Trainee:
+    """Train as a new run, from wherever the weights come.
+
+    Raises:
+        DmxError: A case cannot be prepared, the store refuses, or the training cannot go on.
+    """
+    experiment = checked.experiment
+    if start.weights is not None:
+        checked.network.load_state_dict(dict(start.weights))
     assembled = assemble(checked, session)
+    if start.optimizer is not None:
+        assembled.state.optimizer.load_state_dict(dict(start.optimizer))
     store = open_store(experiment.tracking.uri, session.root)
     new = NewRun(
         experiment=experiment.tracking.experiment or experiment.name,
-        kind="train",
-        words=experiment.model.name,
+        kind=start.kind,
+        words=start.words,
         name=name,
-        params=training_params(checked),
-        tags={"dmx.task": experiment.task, "dmx.optimizer_state": "initialized: new network"},
+        params={**training_params(checked), "optimizer_state": start.reason, **start.params},
+        tags={"dmx.task": experiment.task, "dmx.optimizer_state": start.reason, **start.tags},
         note=experiment.description,
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         log_inputs(run, checked, session.root)
-        say_optimizer(run, session, uninitialized=True)
-        return run_fit(run, assembled, session)
+        for path, text in start.texts.items():
+            run.log_text(path, text)
+        for sentence in (*start.sentences, start.optimizer_sentence):
+            run.log_line(sentence)
+            session.report.say(sentence)
+        return run_fit(run, assembled, session, source=start.source)
 
 
-def say_optimizer(run: ActiveRun, session: Session, *, uninitialized: bool) -> None:
-    """Say whether the optimizer began anew, in words and as a tag."""
-    sentence = f"Optimizer initialized. Uninitialized: {'yes' if uninitialized else 'no'}. Reset requested: no."
-    if not uninitialized:
-        sentence = "Optimizer state restored. Uninitialized: no. Reset requested: no."
-        run.set_tags({"dmx.optimizer_state": "restored: resumed"})
-    run.log_line(sentence)
-    session.report.say(sentence)
-
-
-def run_fit(run: ActiveRun, assembled: Assembled, session: Session) -> Trainee:
+def run_fit(
+    run: ActiveRun, assembled: Assembled, session: Session, *, source: Mapping[str, Any] | None = None
+) -> Trainee:
     """Train, record, and end the run."""
     checked = assembled.checked
     training = checked.experiment.training
     recorder = Recorder(
         run,
         total_steps=training.epochs * training.steps_per_epoch,
-        save=saver(checked, run_id=run.info.id),
+        save=saver(checked, run_id=run.info.id, source=source),
         keep=checked.experiment.checkpoints,
     )
     with assembled.batches() as batches:

@@ -1,0 +1,228 @@
+"""Fine-tune: a run's network on another cohort, with an optimizer that begins anew."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmx.config.load import apply_overrides, as_dict, build_experiment, config_diff
+from dmx.config.sections import Experiment
+from dmx.config.yaml_loader import read_yaml
+from dmx.errors import ConfigError, ModelError
+from dmx.preprocess.contract import Contract
+from dmx.tracking.mlflow_store import open_store
+from dmx.training.checkpoint import read_checkpoint
+from dmx.workflows.assemble import Checked, check_training
+from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.session import Session
+from dmx.workflows.start import Start, described_source, source_params, trained_tags
+from dmx.workflows.train import Trainee, run_training
+from dmx.workflows.trained import Trained, open_trained
+
+# What does not change what is learned is no difference worth telling.
+_NOT_TOLD = ("name", "description", "tracking.", "training.device", "training.threads", "sampling.workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest:
+    """What to fine-tune and how.
+
+    Attributes:
+        experiment: YAML file of the new training; ``model``, ``preprocess`` and ``compatibility`` may be left out.
+        run: The source: id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
+        checkpoint: Name of its checkpoint; ``None``: the best one, else the last one.
+        overrides: Changes of settings, ``section.key=value``.
+        keep_optimizer: Keep the source's moments; the schedule still begins anew.
+        allow_leak: Go on when validation cases were in the training of the source.
+        name: Name of the run.
+    """
+
+    experiment: Path
+    run: str
+    checkpoint: str | None = None
+    overrides: Sequence[str] = ()
+    keep_optimizer: bool = False
+    allow_leak: bool = False
+    name: str | None = None
+
+
+def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = None) -> Trainee:
+    """Train a source's network on another cohort, as a new run that names its source.
+
+    Raises:
+        DmxError: Something that the user can mend, before the run exists whenever it can be known before.
+    """
+    raw = apply_overrides(_read(request.experiment), request.overrides)
+    store = open_store(uri or _tracking_uri(raw), session.root)
+    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    experiment, notes = settings_for(raw, trained, path=request.experiment)
+    checked = check_training(experiment, session)
+    checked = replace(checked, contract=paired(checked.contract, trained, notes))
+    require_same_network(checked, trained)
+    notes += _preprocessing_notes(checked.contract, trained.contract)
+    leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
+    told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
+    notes += told + [f"Whom {name} was trained on is unknown, so leaks from it cannot be found." for name in unknown]
+    start = _start(request, checked, trained, notes)
+    return run_training(checked, session, start=replace(start, tags={**start.tags, **leak_tags}), name=request.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"Experiment '{path}' does not exist. Give the path of a YAML file.")
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"Experiment '{path}' must hold settings such as 'name: …', got {type(raw).__name__}.")
+    return raw
+
+
+def _tracking_uri(raw: Mapping[str, Any]) -> str | None:
+    tracking = raw.get("tracking")
+    uri = tracking.get("uri") if isinstance(tracking, dict) else None
+    return uri if isinstance(uri, str) else None
+
+
+def settings_for(raw: Mapping[str, Any], trained: Trained, *, path: Path) -> tuple[Experiment, list[str]]:
+    """Return the settings of a fine-tuning: what is left out of network and preprocessing comes from the source.
+
+    Returns:
+        The experiment, and what to say about it.
+    """
+    source = as_dict(trained.experiment)
+    preprocess = {**source["preprocess"], "spacing": list(trained.contract.spacing or ()) or "off"}
+    inherited = {"model": source["model"], "preprocess": preprocess, "compatibility": source["compatibility"]}
+    filled = {**inherited, **raw}
+    notes = []
+    schedule = dict(filled.get("schedule") or {})
+    if schedule.get("warmup") is None and filled["compatibility"] == "none":
+        filled["schedule"] = {**schedule, "warmup": 1.0}
+        notes.append("The learning rate grows linearly during the first epoch (schedule.warmup: 0 turns that off).")
+    return build_experiment(filled, source=str(path), folder=path.resolve().parent), notes
+
+
+def paired(contract: Contract, trained: Trained, notes: list[str]) -> Contract:
+    """Pair channels and classes with those of the source, by name where the names are the same, else by position.
+
+    Raises:
+        ConfigError: Their numbers differ.
+    """
+    theirs = trained.contract
+    for kind, ours, known in (
+        ("channels", contract.channels, theirs.channels),
+        ("classes", contract.classes, theirs.classes),
+    ):
+        if len(ours) != len(known):
+            raise ConfigError(
+                f"The cohort has {len(ours)} {kind} ({', '.join(ours)}), checkpoint '{trained.checkpoint_name}' of run "
+                f"'{trained.run.experiment}/{trained.run.name}' has {len(known)} ({', '.join(known)}). Use "
+                "'dmx transfer' to give what was learned to a network of another shape."
+            )
+    if set(contract.channels) == set(theirs.channels):
+        contract = replace(contract, channels=theirs.channels)
+    elif contract.channels != theirs.channels:
+        notes.append(_pairing("channels", theirs.channels, contract.channels))
+    if set(contract.classes) == set(theirs.classes) and contract.classes != theirs.classes:
+        index = {contract.classes.index(name): theirs.classes.index(name) for name in contract.classes}
+        labels = {label: index[k] for label, k in contract.labels.items()}
+        rest = {k: new for k, new in index.items() if k not in contract.labels}
+        contract = replace(contract, classes=theirs.classes, labels={**rest, **labels})
+    elif contract.classes != theirs.classes:
+        notes.append(_pairing("classes", theirs.classes, contract.classes))
+    return contract
+
+
+def _pairing(kind: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
+    pairs = ", ".join(f"{old} → {new}" for old, new in zip(theirs, ours, strict=True))
+    return f"The {kind} are paired by position: {pairs}."
+
+
+def require_same_network(checked: Checked, trained: Trained) -> None:
+    """Require that the experiment's network has the source's tensors.
+
+    Raises:
+        ModelError: A tensor's name or shape differs.
+    """
+    ours = {name: tuple(tensor.shape) for name, tensor in checked.network.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in trained.network.state_dict().items()}
+    if ours == theirs:
+        return
+    names = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    first = names[0]
+    raise ModelError(
+        f"The experiment's model differs from the network of run '{trained.run.experiment}/{trained.run.name}' in "
+        f"{len(names)} tensors, first '{first}': {ours.get(first, 'none')} here, {theirs.get(first, 'none')} there. "
+        "Leave 'model' out to fine-tune, or use 'dmx transfer' for another network."
+    )
+
+
+def _preprocessing_notes(ours: Contract, theirs: Contract) -> list[str]:
+    mine, source = ours.as_dict(), theirs.as_dict()
+    skipped = ("channels", "classes", "labels", "fill")
+    differences = config_diff(
+        {key: value for key, value in source.items() if key not in skipped},
+        {key: value for key, value in mine.items() if key not in skipped},
+    )
+    return [
+        f"Warning: {key} is {after} here and was {before} when the source was trained."
+        for key, (before, after) in differences.items()
+    ]
+
+
+def _start(request: FinetuneRequest, checked: Checked, trained: Trained, notes: Sequence[str]) -> Start:
+    experiment = checked.experiment
+    differences = {
+        key: values
+        for key, values in config_diff(as_dict(trained.experiment), as_dict(experiment)).items()
+        if not key.startswith(_NOT_TOLD)
+    }
+    weights, optimizer = _state(trained, keep_optimizer=request.keep_optimizer)
+    epoch, step = trained.manifest["epoch"], trained.manifest["global_step"]
+    begin = (
+        f"Fine-tuning from run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]}), checkpoint "
+        f"'{trained.checkpoint_name}' after {epoch} epochs and {step} steps."
+    )
+    changed = [f"  {key}: {before} → {after}" for key, (before, after) in differences.items()]
+    table = ["What differs from the source's settings:", *changed] if changed else []
+    target = experiment.tracking.experiment or experiment.name
+    return Start(
+        kind="finetune",
+        words=experiment.description or experiment.name,
+        weights=weights,
+        optimizer=optimizer,
+        uninitialized=False,
+        reset=not request.keep_optimizer,
+        reason="kept: --keep-optimizer" if request.keep_optimizer else "initialized: reset requested by fine-tuning",
+        sentences=[begin, *notes, *table],
+        tags=trained_tags(trained, experiment=target),
+        params={**source_params(trained), "schedule.warmup": experiment.schedule.warmup or 0.0},
+        source=described_source(trained),
+        texts={
+            "config_diff.json": json.dumps(
+                {key: {"source": before, "here": after} for key, (before, after) in differences.items()}, indent=2
+            )
+        },
+    )
+
+
+def _state(trained: Trained, *, keep_optimizer: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
+    """Return the weights that predict best; with kept moments the weights that those belong to."""
+    if not keep_optimizer:
+        return {name: tensor.clone() for name, tensor in trained.network.state_dict().items()}, None
+    content = read_checkpoint(trained.folder)
+    state = content.training_state or {}
+    moments: dict[str, Any] = state["optimizer"]
+    if not any(torch.is_tensor(value) for entry in moments.values() for value in _leaves(entry)):
+        raise ConfigError(
+            f"Checkpoint '{trained.checkpoint_name}' has no optimizer state to keep. Leave --keep-optimizer out."
+        )
+    return content.model_state, moments
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [leaf for entry in value.values() for leaf in _leaves(entry)]
+    return [leaf for entry in value for leaf in _leaves(entry)] if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,137 @@
+"""Who was seen by a network: subjects and scans as hashes, to find what leaks into a validation."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dmx.cohort.case import Case
+from dmx.cohort.digest import files_sha256
+from dmx.errors import CohortError, RunError
+from dmx.tracking.lineage import SOURCE_RUN
+from dmx.tracking.store import RunInfo, RunReader
+
+IDENTITY = "cohort/identity.json"
+_SHOWN = 5
+_MOST_ANCESTORS = 100
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A held-out case that a network has been trained or validated on.
+
+    Attributes:
+        case: The case.
+        run: The run that used it.
+        split: ``training`` or ``validation`` of that run.
+        reason: ``subject`` or ``scan``.
+    """
+
+    case: str
+    run: RunInfo
+    split: str
+    reason: str
+
+
+def identity(cohort: str, splits: Mapping[str, Sequence[Case]]) -> dict[str, Any]:
+    """Return subjects and scans of each split as hashes, which tell nothing of a person.
+
+    A subject counts within its cohort (every study has a ``sub-01``), a scan by its content.
+    """
+    return {
+        "cohort": cohort,
+        **{split: [_hashes(cohort, case) for case in cases] for split, cases in splits.items()},
+    }
+
+
+def _hashes(cohort: str, case: Case) -> dict[str, Any]:
+    channels = [path for path in case.channels.values() if path is not None]
+    subject = hashlib.sha256(f"{cohort}\0{case.subject}".encode()).hexdigest()[:24]
+    return {"subject": subject, "scans": sorted(files_sha256(channels).values())}
+
+
+def ancestors(store: RunReader, run: RunInfo) -> list[RunInfo]:
+    """Return the run and all runs that its weights came from, newest first."""
+    found = [run]
+    while (source := found[-1].tags.get(SOURCE_RUN)) and len(found) < _MOST_ANCESTORS:
+        try:
+            found.append(store.get_run(source))
+        except RunError:
+            break
+    return found
+
+
+def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[Case]) -> tuple[list[Leak], list[str]]:
+    """Return which cases a run or its ancestors have seen, and the runs of which that cannot be known.
+
+    Args:
+        store: Where the runs are kept.
+        run: The run whose network is used.
+        cohort: Name of the cohort of the cases.
+        cases: Held-out cases.
+    """
+    held_out = {case.name: _hashes(cohort, case) for case in cases}
+    leaks: list[Leak] = []
+    unknown = []
+    for seen_by in ancestors(store, run):
+        known = read_identity(store, seen_by)
+        if known is None:
+            if seen_by.kind not in ("transfer",):
+                unknown.append(f"{seen_by.experiment}/{seen_by.name}")
+            continue
+        for split in ("training", "validation"):
+            leaks += _shared(held_out, known.get(split, []), seen_by, split)
+    return leaks, unknown
+
+
+def _shared(
+    held_out: Mapping[str, dict[str, Any]], known: Sequence[dict[str, Any]], run: RunInfo, split: str
+) -> Iterator[Leak]:
+    subjects = {entry["subject"] for entry in known}
+    scans = {scan for entry in known for scan in entry["scans"]}
+    for name, hashes in held_out.items():
+        if hashes["subject"] in subjects:
+            yield Leak(name, run, split, "subject")
+        elif scans.intersection(hashes["scans"]):
+            yield Leak(name, run, split, "scan")
+
+
+def require_no_leak(leaks: Sequence[Leak], *, allowed: bool) -> tuple[list[str], dict[str, str]]:
+    """Return sentences of warning and tags for the run.
+
+    Raises:
+        CohortError: A held-out case was trained on and that is not allowed.
+    """
+    trained = [leak for leak in leaks if leak.split == "training"]
+    notes = []
+    if trained:
+        shown = ", ".join(f"{leak.case} (same {leak.reason} in {leak.run.name})" for leak in trained[:_SHOWN])
+        more = f" and {len(trained) - _SHOWN} more" if len(trained) > _SHOWN else ""
+        sentence = f"{len(trained)} held-out cases were in the training of the network or of its sources: {shown}{more}"
+        if not allowed:
+            raise CohortError(
+                f"{sentence}. Their scores would say nothing. Choose other cases, or --allow-leak to go on with a tag."
+            )
+        notes.append(f"{sentence}. --allow-leak was given.")
+    validated = len(leaks) - len(trained)
+    if validated:
+        notes.append(f"{validated} held-out cases were validation cases of the network or its sources.")
+    return notes, {"dmx.leak": str(len(trained))} if trained else {}
+
+
+def read_identity(store: RunReader, run: RunInfo) -> dict[str, Any] | None:
+    """Return whom a run has seen; ``None`` where it does not say."""
+    local = store.local_artifacts(run.id)
+    try:
+        if local is not None:
+            text = (local / IDENTITY).read_text(encoding="utf-8")
+        else:
+            with TemporaryDirectory() as folder:
+                text = store.download(run.id, IDENTITY, Path(folder)).read_text(encoding="utf-8")
+        known: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError, RunError):
+        return None
+    return known

@@ -1,0 +1,91 @@
+"""Where the first weights of a training come from, and how its run says so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from dmx.tracking.lineage import Source, source_tags
+from dmx.workflows.trained import Trained
+
+Kind = Literal["train", "finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The beginning of a training.
+
+    Attributes:
+        kind: Kind of its run.
+        words: What distinguishes the run; part of its name.
+        weights: First weights; ``None``: from the seed.
+        optimizer: State of the source's optimizer where it is kept.
+        uninitialized: Whether the network never had an optimizer.
+        reset: Whether a new optimizer was asked for.
+        reason: Why, for the tag ``dmx.optimizer_state``.
+        sentences: What to say before the training.
+        tags: Tags that name the source.
+        params: Params that name the source.
+        source: The same for the checkpoints.
+        texts: Further artifacts by path.
+    """
+
+    kind: Kind = "train"
+    words: str
+    weights: Mapping[str, Tensor] | None = None
+    optimizer: Mapping[str, Any] | None = None
+    uninitialized: bool = True
+    reset: bool = False
+    reason: str = "initialized: new network"
+    sentences: Sequence[str] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
+    source: Mapping[str, Any] | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def optimizer_sentence(self) -> str:
+        """Say whether the optimizer began anew."""
+        verb = "kept" if self.optimizer is not None else "initialized"
+        return f"Optimizer {verb}. Uninitialized: {_yes(self.uninitialized)}. Reset requested: {_yes(self.reset)}."
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def source_params(trained: Trained) -> dict[str, object]:
+    """Return the params that say which network was used."""
+    return {
+        "source.run": f"{trained.run.experiment}/{trained.run.name}",
+        "source.checkpoint": trained.checkpoint_name,
+        "source.epoch": trained.manifest["epoch"],
+        "source.step": trained.manifest["global_step"],
+    }
+
+
+def trained_tags(trained: Trained, *, experiment: str | None = None) -> dict[str, str]:
+    """Return the tags that name the source run.
+
+    Args:
+        trained: The source.
+        experiment: MLflow experiment of the new run; ``None``: that of the source.
+    """
+    source = Source(run=trained.run, checkpoint=f"checkpoints/{trained.folder.name}", sha256=trained.sha256)
+    return {
+        "dmx.task": trained.experiment.task,
+        **source_tags([source], experiment=experiment or trained.run.experiment),
+    }
+
+
+def described_source(trained: Trained) -> dict[str, Any]:
+    """Return what the checkpoints of a new run say about their source."""
+    return {
+        "run_id": trained.run.id,
+        "run": f"{trained.run.experiment}/{trained.run.name}",
+        "checkpoint": f"checkpoints/{trained.folder.name}",
+        "sha256": trained.sha256,
+        "epoch": trained.manifest["epoch"],
+        "global_step": trained.manifest["global_step"],
+    }

@@ -1,0 +1,191 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dmx.cohort.manifest import read_manifest, write_manifest
+from dmx.cohort.volume import read_grid, read_volume, write_volume
+from dmx.config.load import as_dict
+from dmx.errors import CohortError, ConfigError, ModelError
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.session import checkpoint_path
+from dmx.training.checkpoint import read_checkpoint
+from dmx.training.events import StepEnded
+from dmx.workflows.evaluate import EvaluateRequest, evaluate
+from dmx.workflows.finetune import FinetuneRequest, finetune
+from dmx.workflows.resume import resume
+from dmx.workflows.train import train
+from tests.workflows.conftest import Teller, session, settings
+from tests.workflows.test_train import assert_same, final_state
+
+
+@pytest.fixture
+def source(project: Path, manifest: Path) -> str:
+    return train(settings(manifest), session(project)).run.id
+
+
+@pytest.fixture
+def other(project: Path, manifest: Path) -> Path:
+    """The same scans as another study's: other names, subjects and splits."""
+    cohort = read_manifest(manifest)
+    order = ("validation", "evaluation", "evaluation", "training", "training", "training")
+    cases = tuple(
+        replace(case, name=f"b_{case.name}", split=split) for case, split in zip(cohort.cases, order, strict=True)
+    )
+    path = project / "other.csv"
+    write_manifest(replace(cohort, name="other", cases=cases), path)
+    return path
+
+
+def experiment(project: Path, manifest: Path, **changes: object) -> Path:
+    path = project / "second.yaml"
+    raw = {
+        "name": "second",
+        "cohort": {"manifest": manifest.name},
+        "sampling": {"segment": 11, "workers": 0},
+        "training": {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4},
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "validation": {"segments": 20, "volumes_every_epochs": 0},
+    }
+    path.write_text(yaml.safe_dump({**raw, **changes}))
+    return path
+
+
+def test_a_fine_tuning_begins_with_the_sources_weights_and_names_it(project: Path, source: str, other: Path) -> None:
+    teller = Teller()
+    request = FinetuneRequest(experiment=experiment(project, other), run=source, allow_leak=True)
+    done = finetune(request, session(project, teller))
+    store = open_store(root=project)
+    run, parent = store.get_run(done.run.id), store.get_run(source)
+    first = read_checkpoint(checkpoint_path(store, run, "initial", root=project)).model_state
+    best = read_checkpoint(checkpoint_path(store, parent, "best", root=project)).prediction_state
+    assert_same(dict(best), dict(first))
+    assert run.kind == "finetune"
+    assert run.tags["dmx.source_run_id"] == run.tags["dmx.root_run_id"] == source
+    assert run.tags["dmx.optimizer_state"] == "initialized: reset requested by fine-tuning"
+    assert run.params["source.checkpoint"] == "best"
+    assert "Optimizer initialized. Uninitialized: no. Reset requested: yes." in teller.sentences
+    steps = [event for event in teller.events if isinstance(event, StepEnded)]
+    assert (steps[0].epoch, steps[0].global_step) == (0, 1)
+    assert [step.lr for step in steps[:3]] == sorted(step.lr for step in steps[:3])
+    assert steps[0].lr < 0.01
+    folder = store.local_artifacts(run.id)
+    assert folder is not None
+    assert json.loads((folder / "config_diff.json").read_text())["optimizer.name"] == {"source": "adam", "here": "sgd"}
+
+
+def test_the_parent_is_nested_where_both_are_in_one_experiment(project: Path, source: str, other: Path) -> None:
+    request = FinetuneRequest(
+        experiment=experiment(project, other, tracking={"experiment": "balls"}), run=source, allow_leak=True
+    )
+    done = finetune(request, session(project))
+    assert open_store(root=project).get_run(done.run.id).tags["mlflow.parentRunId"] == source
+
+
+def test_an_interrupted_fine_tuning_goes_on_without_a_second_reset(project: Path, source: str, other: Path) -> None:
+    store = open_store(root=project)
+    request = FinetuneRequest(experiment=experiment(project, other), run=source, allow_leak=True)
+    whole = finetune(request, session(project)).run
+    parted = finetune(request, session(project, Teller(stop_after=4))).run
+    teller = Teller()
+    resume(parted.id, session(project, teller))
+    assert "Optimizer state restored. Uninitialized: no. Reset requested: no." in teller.sentences
+    assert not any("initialized." in sentence for sentence in teller.sentences)
+    assert_same(final_state(store, whole), final_state(store, store.get_run(parted.id)))
+
+
+def test_kept_moments_change_the_training(project: Path, source: str, other: Path) -> None:
+    store = open_store(root=project)
+    path = experiment(project, other, optimizer={"name": "adam", "lr": 0.01})
+    kept = finetune(
+        FinetuneRequest(experiment=path, run=source, keep_optimizer=True, allow_leak=True), session(project)
+    )
+    assert store.get_run(kept.run.id).tags["dmx.optimizer_state"] == "kept: --keep-optimizer"
+    with pytest.raises(ConfigError, match="no optimizer state"):
+        finetune(
+            FinetuneRequest(experiment=path, run=source, checkpoint="initial", keep_optimizer=True, allow_leak=True),
+            session(project),
+        )
+
+
+def test_another_number_of_classes_points_to_transfer(project: Path, source: str, other: Path) -> None:
+    cohort = {"manifest": other.name, "classes": ["background", "ball", "halo"]}
+    with pytest.raises(ConfigError, match=r"3 classes .* has 2 .*dmx transfer"):
+        finetune(FinetuneRequest(experiment=experiment(project, other, cohort=cohort), run=source), session(project))
+
+
+def test_another_network_points_to_transfer_and_other_dropout_does_not(
+    project: Path, source: str, other: Path, manifest: Path
+) -> None:
+    model = as_dict(settings(manifest))["model"]
+    wider = {**model, "fc": {**model["fc"], "widths": [8]}}
+    with pytest.raises(ModelError, match="dmx transfer"):
+        finetune(FinetuneRequest(experiment=experiment(project, other, model=wider), run=source), session(project))
+    dropping = {**model, "fc": {**model["fc"], "dropout": 0.4}}
+    request = FinetuneRequest(experiment=experiment(project, other, model=dropping), run=source, allow_leak=True)
+    assert finetune(request, session(project)).reason == "finished"
+
+
+def test_other_names_are_paired_and_said(project: Path, source: str, other: Path) -> None:
+    teller = Teller()
+    cohort = {"manifest": other.name, "classes": ["background", "tumor"]}
+    request = FinetuneRequest(experiment=experiment(project, other, cohort=cohort), run=source, allow_leak=True)
+    finetune(request, session(project, teller))
+    assert any("ball → tumor" in sentence for sentence in teller.sentences)
+
+
+def test_other_preprocessing_is_a_warning_with_both_values(project: Path, source: str, other: Path) -> None:
+    teller = Teller()
+    path = experiment(project, other, preprocess={"normalize": {"method": "none"}})
+    finetune(FinetuneRequest(experiment=path, run=source, allow_leak=True), session(project, teller))
+    assert any("method is none here and was zscore" in sentence for sentence in teller.sentences)
+
+
+def test_scans_of_the_sources_training_do_not_validate(project: Path, source: str, other: Path) -> None:
+    request = FinetuneRequest(experiment=experiment(project, other), run=source)
+    with pytest.raises(CohortError, match=r"1 held-out cases .*b_case_0 \(same scan .*--allow-leak"):
+        finetune(request, session(project))
+    assert len(open_store(root=project).list_runs()) == 1
+
+
+def test_an_evaluation_on_trained_cases_needs_leave(project: Path, source: str, manifest: Path) -> None:
+    with pytest.raises(CohortError, match="--allow-leak"):
+        evaluate(EvaluateRequest(run=source, split="training"), session(project))
+    done = evaluate(EvaluateRequest(run=source, split="training", allow_leak=True), session(project))
+    assert open_store(root=project).get_run(done.run.id).tags["dmx.leak"] == "3"
+    clean = evaluate(EvaluateRequest(run=source, split="evaluation"), session(project))
+    assert "dmx.leak" not in open_store(root=project).get_run(clean.run.id).tags
+
+
+def test_a_run_whose_cases_changed_does_not_go_on(project: Path, manifest: Path) -> None:
+    parted = train(settings(manifest), session(project, Teller(stop_after=5)))
+    cohort = read_manifest(manifest)
+    write_manifest(replace(cohort, cases=cohort.cases[1:]), manifest)
+    with pytest.raises(CohortError, match="cannot go on exactly"):
+        resume(parted.run.id, session(project))
+
+
+def test_channels_in_another_order_are_paired_by_name(project: Path, manifest: Path) -> None:
+    cohort = read_manifest(manifest)
+    doubled = []
+    for case in cohort.cases:
+        scan = case.channels["t1"]
+        assert scan is not None
+        second = scan.with_name(scan.name.replace("t1", "t2"))
+        write_volume(second, -read_volume(scan).array, read_grid(scan), dtype="float32")
+        doubled.append(replace(case, channels={"t1": scan, "t2": second}))
+    write_manifest(replace(cohort, channels=("t1", "t2"), cases=tuple(doubled)), manifest)
+    source = train(settings(manifest), session(project)).run.id
+    turned = tuple(replace(case, channels=dict(reversed(case.channels.items()))) for case in doubled)
+    other = project / "turned.csv"
+    write_manifest(replace(cohort, name="turned", channels=("t2", "t1"), cases=turned), other)
+    done = finetune(
+        FinetuneRequest(experiment=experiment(project, other), run=source, allow_leak=True), session(project)
+    )
+    store = open_store(root=project)
+    contract = read_checkpoint(checkpoint_path(store, store.get_run(done.run.id), "last", root=project)).manifest
+    assert contract["contract"]["channels"] == ["t1", "t2"]
+    assert torch.is_tensor(final_state(store, done.run)["model"]["head.conv.weight"])  # type: ignore[index]
