@@ -14,7 +14,7 @@ class MovingAverage:
 
     After t updates: ``average = d·average + (1 - d)·weights`` with ``d = min(decay, (1 + t) / (10 + t))``, so that the
     first steps do not keep the initial weights for long. Buffers, such as the statistics of a normalization, are not
-    averaged but copied.
+    averaged but copied, and so are frozen weights, of which an average would lose bits (-0, infinite values).
 
     Args:
         model: The network.
@@ -35,12 +35,13 @@ class MovingAverage:
         """Take the weights of the network into account."""
         self.updates += 1
         decay = min(self.decay, (1.0 + self.updates) / (10.0 + self.updates))
-        parameters = dict(model.named_parameters())
-        ours = [self.tensors[name] for name in parameters]
-        theirs: list[Tensor] = list(parameters.values())
-        torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        ours = [self.tensors[name] for name in trained]
+        theirs: list[Tensor] = list(trained.values())
+        if ours:
+            torch._foreach_lerp_(ours, theirs, 1.0 - decay)
         for name, tensor in model.state_dict().items():
-            if name not in parameters:
+            if name not in trained:
                 self.tensors[name].copy_(tensor)
 
     @contextmanager

@@ -143,6 +143,25 @@ class CheckpointDue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrozenChecked:
+    """Frozen tensors were hashed, and compared with what they were at the beginning.
+
+    Attributes:
+        occasion: ``start``: the hashes were taken; ``resume``; ``unfreeze``: some of them train from now on; ``end``.
+        epoch: The epoch that is to begin, or the number of epochs done.
+        digests: SHA-256 of each frozen tensor at the beginning.
+        changed: Tensors that differ; the training ends with an error then.
+        checks: All comparisons so far, this one included: occasion, epoch, global_step, tensors, changed.
+    """
+
+    occasion: Literal["start", "resume", "unfreeze", "end"]
+    epoch: int
+    digests: Mapping[str, str]
+    changed: tuple[str, ...]
+    checks: tuple[Mapping[str, object], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notice:
     """Something that the user should know and that does not stop the training.
 
@@ -167,6 +186,14 @@ class TrainingEnded:
 
 
 Event = (
-    TrainingStarted | EpochStarted | StepEnded | ValidationEnded | EpochEnded | CheckpointDue | Notice | TrainingEnded
+    TrainingStarted
+    | EpochStarted
+    | StepEnded
+    | ValidationEnded
+    | EpochEnded
+    | CheckpointDue
+    | FrozenChecked
+    | Notice
+    | TrainingEnded
 )
 Listener = Callable[[Event], None]

@@ -18,6 +18,7 @@ from dmx.training.events import (
     TrainingStarted,
     ValidationEnded,
 )
+from dmx.training.freezing import begin, end, enter_epoch
 from dmx.training.losses import Loss
 from dmx.training.position import Position
 from dmx.training.progress import judge, out_of_patience, require_metric
@@ -67,7 +68,8 @@ def fit(
 
     Raises:
         ConfigError: The metric that names the best checkpoint cannot exist.
-        TrainingError: The training cannot go on: loss or gradient not finite, memory too small.
+        TrainingError: The training cannot go on: loss or gradient not finite, memory too small; or a frozen tensor was
+            changed.
     """
     require_metric(settings.checkpoints, validated=validate is not None)
 
@@ -78,10 +80,12 @@ def fit(
     loss = Loss(settings.losses, len(settings.classes), compatibility=settings.compatibility)
     reason: Reason = "finished"
     with prepared(settings.training, state.device):
+        begin(state, settings, emit)
         emit(_started(state, settings))
         if state.position == Position():
             emit(CheckpointDue(state=state, position=state.position, names=("initial",)))
         while state.position.epoch < settings.training.epochs and reason == "finished":
+            enter_epoch(state, settings, emit)
             emit(_epoch_started(state))
             for event in _steps(state, batches, settings, loss=loss):
                 emit(event)
@@ -94,6 +98,7 @@ def fit(
                 emit(CheckpointDue(state=state, position=state.position, names=("last",)))
             else:
                 reason = _end_epoch(state, settings, validate=validate, emit=emit)
+        end(state, settings, emit)
         emit(TrainingEnded(reason=reason, position=state.position))
     return FitResult(reason=reason, position=state.position, best=state.best)
 

@@ -224,3 +224,30 @@ def add_penalties(kernels: Sequence[Tensor], section: RegularizationSection) -> 
         if grads:
             torch._foreach_add_(grads, values, alpha=2.0 * section.l2)
     return terms
+
+
+@torch.no_grad()
+def add_source_penalty(
+    parameters: Mapping[str, Tensor], sources: Mapping[str, Tensor], section: RegularizationSection
+) -> dict[str, Tensor]:
+    """Add the gradient of ``l2_to_source · Σ (W - W₀)²`` and return the sum (L2-SP, Li, Grandvalet and Davoine 2018).
+
+    Parameters without a gradient, such as frozen ones, are left alone; they are where they began.
+
+    Args:
+        parameters: All parameters by name.
+        sources: W₀ of those that came whole from a source.
+        section: Weight of the penalty.
+
+    Returns:
+        ``l2_to_source`` before its weight; empty when the weight is 0.
+    """
+    pulled = [(p, sources[name], p.grad) for name, p in parameters.items() if name in sources and p.grad is not None]
+    if not section.l2_to_source or not sources:
+        return {}
+    if not pulled:
+        return {"l2_to_source": torch.zeros((), device=next(iter(sources.values())).device)}
+    differences = torch._foreach_sub([p.detach() for p, _, _ in pulled], [source for _, source, _ in pulled])
+    value = torch.stack(torch._foreach_norm(differences, 2)).square().sum()
+    torch._foreach_add_([grad for _, _, grad in pulled], differences, alpha=2.0 * section.l2_to_source)
+    return {"l2_to_source": value}

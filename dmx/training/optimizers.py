@@ -155,6 +155,7 @@ class Optimizer:
         parameters: The parameters by name.
         state: Slot (``velocity``, ``square``, ``mean``) → parameter name → tensor of its shape.
         steps: Parameter name → updates that it has had.
+        scales: Parameter name → factor of the learning rate; 1 where it is missing.
 
     Raises:
         ConfigError: A weight decay is given to an optimizer that has none.
@@ -177,6 +178,7 @@ class Optimizer:
         self.section = section
         self.state: dict[str, dict[str, Tensor]] = {slot: {} for slot in _SLOTS[section.name]}
         self.steps: dict[str, int] = {}
+        self.scales: Mapping[str, float] = {}
         self._rule = _RULES[compatibility][section.name]
         decayed = {id(kernel) for kernel in kernels}
         self._decayed = {name for name, parameter in self.parameters.items() if id(parameter) in decayed}
@@ -201,19 +203,19 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Update each active parameter once with the learning rate `lr`."""
-        by_count: dict[int, list[str]] = {}
+        """Update each active parameter once with the learning rate `lr`, times its factor."""
+        alike: dict[tuple[int, float], list[str]] = {}
         for name in self.active():
             self.steps[name] = self.steps.get(name, 0) + 1
-            by_count.setdefault(self.steps[name], []).append(name)
-        for count, names in by_count.items():
+            alike.setdefault((self.steps[name], self.scales.get(name, 1.0)), []).append(name)
+        for (count, scale), names in alike.items():
             params: list[Tensor] = [self.parameters[name] for name in names]
             grads = [self.parameters[name].grad for name in names]
             slots = {slot: [self._slot(slot, name) for name in names] for slot in self.state}
             decayed: list[Tensor] = [self.parameters[name] for name in names if name in self._decayed]
             if self.section.weight_decay and decayed:
-                torch._foreach_mul_(decayed, 1.0 - lr * self.section.weight_decay)
-            self._rule(params, [grad for grad in grads if grad is not None], slots, self.section, lr, count)
+                torch._foreach_mul_(decayed, 1.0 - lr * scale * self.section.weight_decay)
+            self._rule(params, [grad for grad in grads if grad is not None], slots, self.section, lr * scale, count)
 
     def _slot(self, slot: str, name: str) -> Tensor:
         tensors = self.state[slot]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from dmx.config.optimization import LossSection, OptimizerSection, RegularizationSection, ScheduleSection
 from dmx.config.sections import CheckpointSection, Experiment, TrainingSection
+from dmx.transfer.freeze import FreezePlan
 
 Compatibility = Literal["none", "deepmedic"]
 
@@ -16,6 +17,7 @@ class FitSettings:
     Attributes:
         classes: Names of the classes, background first.
         seed: Seed of the random draws of a step (dropout).
+        freeze: What stays as it is, and until when.
         compatibility: ``deepmedic`` computes losses, updates and schedules as DeepMedic v0.8.4 does.
     """
 
@@ -26,12 +28,13 @@ class FitSettings:
     losses: LossSection = field(default_factory=LossSection)
     regularization: RegularizationSection = field(default_factory=RegularizationSection)
     checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
+    freeze: FreezePlan = field(default_factory=FreezePlan)
     seed: int = 0
     compatibility: Compatibility = "none"
 
     @classmethod
-    def of(cls, experiment: Experiment, classes: tuple[str, ...]) -> "FitSettings":
-        """Return the sections of an experiment."""
+    def of(cls, experiment: Experiment, classes: tuple[str, ...], *, freeze: FreezePlan | None = None) -> "FitSettings":
+        """Return the sections of an experiment, whose section of freezing needs the network to become a plan."""
         return cls(
             classes=classes,
             training=experiment.training,
@@ -40,6 +43,7 @@ class FitSettings:
             losses=experiment.losses,
             regularization=experiment.regularization,
             checkpoints=experiment.checkpoints,
+            freeze=FreezePlan() if freeze is None else freeze,
             seed=experiment.seed,
             compatibility=experiment.compatibility,
         )

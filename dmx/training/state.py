@@ -1,7 +1,7 @@
 """Everything that a training is, at any moment: saved and loaded, it goes on as if it had never stopped."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from dmx.errors import CheckpointError
+from dmx.model.meta import mode
 from dmx.model.network import Network
 from dmx.training.average import MovingAverage
 from dmx.training.device import place, resolve_device
 from dmx.training.optimizers import Optimizer
+from dmx.training.origin import Origin
 from dmx.training.position import Position
 from dmx.training.samples import SampleCounts
 from dmx.training.schedules import Schedule
@@ -109,6 +111,7 @@ class TrainState:
         average: Moving average of the weights; None when there is none.
         device: Device that trains.
         record: Sums of the running epoch.
+        origin: What is kept of the weights at the beginning.
         position: What has been done.
         best: Best value so far.
         last_checkpoint: Name of the newest complete checkpoint, for error messages; whoever saves one sets it.
@@ -122,23 +125,20 @@ class TrainState:
     average: MovingAverage | None
     device: torch.device
     record: EpochRecord
+    origin: Origin = field(default_factory=Origin)
     position: Position = field(default_factory=Position)
     best: Best = field(default_factory=Best)
     last_checkpoint: str | None = None
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:
-        """Put the network into inference mode, with the averaged weights if there are any, for a block."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            if self.average is None:
-                yield
-            else:
-                with self.average.applied(self.model):
-                    yield
-        finally:
-            self.model.train(training)
+        """Put the network into inference mode, with the averaged weights if there are any, for a block.
+
+        Afterwards each module is again in the mode it was in: frozen ones were in inference mode before.
+        """
+        averaged = nullcontext() if self.average is None else self.average.applied(self.model)
+        with mode(self.model, training=False), averaged:
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as tensors and plain values.
@@ -155,6 +155,7 @@ class TrainState:
             "position": asdict(self.position),
             "best": asdict(self.best),
             "record": self.record.state_dict(),
+            "origin": self.origin.state_dict(),
         }
         average = None if self.average is None else self.average.tensors
         return {"model": self.model.state_dict(), "average": average, "training": training}
@@ -184,12 +185,20 @@ class TrainState:
         if self.average is not None:
             self.average.load(state["average"], training["average_updates"])
         self.record.load_state_dict(training["record"])
+        if "origin" in training:
+            self.origin.load_state_dict(training["origin"], self.model)
         self.position = Position(**training["position"])
         self.best = Best(**training["best"])
 
 
-def new_state(model: Network, settings: FitSettings) -> TrainState:
+def new_state(model: Network, settings: FitSettings, *, received: Mapping[str, str] | None = None) -> TrainState:
     """Prepare a training that has not begun: the network on its device, everything else fresh.
+
+    Args:
+        model: The network, with the weights it begins with.
+        settings: Settings.
+        received: Parameter → how it came from a source (``copied``, ``sliced``, ``adapted``); ``None``: none did, or
+            the state is to be loaded, which knows it.
 
     Raises:
         ConfigError: The device is absent or the settings do not fit each other.
@@ -218,4 +227,5 @@ def new_state(model: Network, settings: FitSettings) -> TrainState:
         average=None if training.moving_average is None else MovingAverage(model, training.moving_average),
         device=device,
         record=EpochRecord(settings.classes, device),
+        origin=Origin.of(model, received or {}, keep_sources=settings.regularization.l2_to_source > 0),
     )

@@ -13,10 +13,11 @@ from dmx.errors import TrainingError
 from dmx.sampling.batch import Batch
 from dmx.seeding import derive
 from dmx.training.device import lay_out, seed_generators
-from dmx.training.losses import Loss, add_penalties
+from dmx.training.losses import Loss, add_penalties, add_source_penalty
 from dmx.training.position import Position
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
+from dmx.transfer.freeze_apply import hold
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,7 +44,7 @@ class StepResult:
 def train_step(
     state: TrainState, batches: Iterable[Batch], settings: FitSettings, *, loss: Loss, lr: float
 ) -> StepResult:
-    """Update the network, which is in training mode, once; the caller moves the position on.
+    """Update the network, which is in training mode but for what is frozen, once; the caller moves the position on.
 
     The generators of torch are set from (seed, epoch, step, part) before each forward pass, so dropout depends on
     nothing that happened before.
@@ -59,6 +60,7 @@ def train_step(
         TrainingError: Loss or gradient are NaN or infinite, which is noticed before the network is changed; or memory
             runs out.
     """
+    hold(state.model, settings.freeze, state.position.epoch)
     state.optimizer.zero_grad()
     values: list[dict[str, Tensor]] = []
     cases: list[str] = []
@@ -69,6 +71,7 @@ def train_step(
     if state.scaler is not None:
         state.scaler.unscale_(cast(torch.optim.Optimizer, state.optimizer))
     penalties = add_penalties(state.model.kernel_parameters(), settings.regularization)
+    penalties |= add_source_penalty(state.optimizer.parameters, state.origin.sources, settings.regularization)
     norm = _clip(state.optimizer.gradients(), settings.training.gradient_clip)
     result = _read(values, {**penalties, "gradient_norm": norm}, settings=settings, num_segments=len(cases))
     _require_finite(result, state, cases)
@@ -119,7 +122,8 @@ def _read(
     numbers = dict(zip(names, torch.stack([*means, *extra.values()]).tolist(), strict=True))
     norm = numbers.pop("gradient_norm")
     penalty = settings.regularization
-    loss = numbers.pop("loss") + penalty.l1 * numbers.get("l1", 0.0) + penalty.l2 * numbers.get("l2", 0.0)
+    weights = {"l1": penalty.l1, "l2": penalty.l2, "l2_to_source": penalty.l2_to_source}
+    loss = numbers.pop("loss") + sum(weight * numbers.get(name, 0.0) for name, weight in weights.items())
     return StepResult(
         loss=loss,
         terms=numbers,

@@ -50,5 +50,5 @@ def digest(tensor: "Tensor") -> str:
 
     plain = tensor.detach().cpu().contiguous()
     content = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
-    content.update(plain.reshape(-1).view(torch.uint8).numpy())
+    content.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
