@@ -9,10 +9,20 @@ import typer
 from dmx.cli.config import ExperimentPath, Overrides
 from dmx.cli.runs import RUN_HELP, RunName
 from dmx.cli.ui import StoreAddress
+from dmx.errors import ConfigError
 
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--freeze",
+        metavar="PATHWAY=POSITIONS",
+        help="Keep layers as they are: normal=1-3, fc=1, layers=NAME, norm_statistics=updating. May be repeated.",
+    ),
+]
 FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 
 if TYPE_CHECKING:
+    from dmx.workflows.resume import Extension
     from dmx.workflows.session import Session
     from dmx.workflows.train import Trainee
 
@@ -20,14 +30,19 @@ if TYPE_CHECKING:
 def train(
     experiment: ExperimentPath,
     overrides: Overrides = None,
+    freeze: Freeze = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to freeze layers that are still as they were initialized.")
+    ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
 ) -> None:
     """Train a network on a cohort, as a new run."""
+    from dmx.config.freeze import freeze_overrides
     from dmx.config.load import load_experiment
     from dmx.workflows.train import train as run_training
 
-    settings = load_experiment(experiment, overrides or ())
-    _run(lambda session: run_training(settings, session, name=name))
+    settings = load_experiment(experiment, [*(overrides or ()), *freeze_overrides(freeze or ())])
+    _run(lambda session: run_training(settings, session, name=name, strict=strict))
 
 
 def finetune(
@@ -38,6 +53,7 @@ def finetune(
         typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
     ] = None,
     overrides: Overrides = None,
+    freeze: Freeze = None,
     keep_optimizer: Annotated[
         bool, typer.Option("--keep-optimizer", help="Keep the source's moments; the schedule still begins anew.")
     ] = False,
@@ -48,6 +64,7 @@ def finetune(
     store: StoreAddress = None,
 ) -> None:
     """Train a run's network further on another cohort, as a new run with a fresh optimizer."""
+    from dmx.config.freeze import freeze_overrides
     from dmx.workflows.finetune import FinetuneRequest
     from dmx.workflows.finetune import finetune as run_finetuning
 
@@ -55,7 +72,7 @@ def finetune(
         experiment=experiment,
         run=from_run,
         checkpoint=checkpoint,
-        overrides=overrides or (),
+        overrides=[*(overrides or ()), *freeze_overrides(freeze or ())],
         keep_optimizer=keep_optimizer,
         allow_leak=allow_leak,
         name=name,
@@ -68,14 +85,33 @@ def resume(
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=0, help="Threads that prepare segments.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Train to this many epochs in all.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="With --epochs: keep, stretch or restart the learning-rate curve.")
+    ] = None,
     store: StoreAddress = None,
 ) -> None:
-    """Go on with an interrupted run, exactly where it was."""
+    """Go on with an interrupted run exactly where it was, or extend one."""
     from dmx.workflows.resume import resume as run_on
 
     wanted: dict[str, object] = {"device": device, "workers": workers, "threads": threads}
     changes = {key: value for key, value in wanted.items() if value is not None}
-    _run(lambda session: run_on(run, session, uri=store, changes=changes))
+    extension = _extension(epochs, schedule)
+    _run(lambda session: run_on(run, session, uri=store, changes=changes, extension=extension))
+
+
+def _extension(epochs: int | None, schedule: str | None) -> "Extension | None":
+    """Return the extension that two options name together; neither makes sense alone."""
+    from dmx.workflows.resume import Extension
+
+    if epochs is None and schedule is None:
+        return None
+    if epochs is None or schedule is None:
+        raise ConfigError(
+            "--epochs and --schedule belong together: --epochs 60 --schedule keep (the old curve, then its last rate), "
+            "stretch (one curve over all epochs) or restart (a new curve)."
+        )
+    return Extension(epochs=epochs, schedule=schedule)
 
 
 def _run(work: Callable[["Session"], "Trainee"]) -> None:

@@ -1,5 +1,6 @@
 """Put the parts of a training together; the same way for a new training and for one that goes on."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState, new_state
 from dmx.workflows.data import TrainingData, make_network, padded, resolve_data
+from dmx.workflows.freezing import resolve_freezing
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.source import case_source, prepare_cases
@@ -90,6 +92,7 @@ def check_training(experiment: Experiment, session: Session) -> Checked:
     require_metric(experiment.checkpoints, validated=bool(data.validation))
     _require_measured(experiment)
     network, plan = make_network(experiment, data.contract)
+    freeze = resolve_freezing(experiment, network)
     if experiment.validation.segment is not None:
         network.segment_plan(triple(experiment.validation.segment))
     findings = check_cohort(
@@ -107,7 +110,7 @@ def check_training(experiment: Experiment, session: Session) -> Checked:
         contract=padded(data.contract, plan),
         network=network,
         plan=plan,
-        settings=FitSettings.of(experiment, data.contract.classes),
+        settings=FitSettings.of(experiment, data.contract.classes, freeze=freeze),
         device=device,
         findings=findings,
     )
@@ -139,8 +142,14 @@ def require_no_errors(findings: CheckReport) -> None:
         )
 
 
-def assemble(checked: Checked, session: Session) -> Assembled:
-    """Prepare the cases and make sampler, state and validation."""
+def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] | None = None) -> Assembled:
+    """Prepare the cases and make sampler, state and validation.
+
+    Args:
+        checked: The training; its network has the weights it begins with.
+        session: Where the project is and whom to tell.
+        received: Parameter → how it came from a source; ``None``: none did, or a checkpoint will tell.
+    """
     experiment, device = checked.experiment, checked.device
     data = checked.data
     cases = (*data.training, *data.validation)
@@ -172,7 +181,7 @@ def assemble(checked: Checked, session: Session) -> Assembled:
     )
     return Assembled(
         checked=checked,
-        state=new_state(checked.network, checked.settings),
+        state=new_state(checked.network, checked.settings, received=received),
         sampler=sampler,
         validate=validate if held_out else None,
     )

@@ -200,6 +200,7 @@ def _start(request: FinetuneRequest, checked: Checked, trained: Trained, notes: 
         tags=trained_tags(trained, experiment=target),
         params={**source_params(trained), "schedule.warmup": experiment.schedule.warmup or 0.0},
         source=described_source(trained),
+        received={name: "copied" for name, _ in checked.network.named_parameters()},
         texts={
             "config_diff.json": json.dumps(
                 {key: {"source": before, "here": after} for key, (before, after) in differences.items()}, indent=2

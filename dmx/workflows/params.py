@@ -13,6 +13,7 @@ def training_params(checked: Checked) -> dict[str, object]:
     training = experiment.training
     return {
         **network_params(experiment, checked.contract, checked.network),
+        "network.trainable_parameters": _count(checked.network) - checked.settings.freeze.num_frozen_parameters(),
         "cohort": checked.data.cohort.name,
         "cohort.training_cases": len(checked.data.training),
         "cohort.validation_cases": len(checked.data.validation),
@@ -25,13 +26,13 @@ def training_params(checked: Checked) -> dict[str, object]:
         "lr": experiment.optimizer.lr,
         "schedule": experiment.schedule.name,
         "seed": experiment.seed,
+        **checked.settings.freeze.params(),
     }
 
 
 def network_params(experiment: Experiment, contract: Contract, network: Network) -> dict[str, object]:
     """Return the params that describe a network, however it came about."""
     model, multiscale = experiment.model, experiment.model.name == "multiscale"
-    parameters = list(network.parameters())
     return {
         "task": experiment.task,
         "channels": ",".join(contract.channels),
@@ -40,10 +41,14 @@ def network_params(experiment: Experiment, contract: Contract, network: Network)
         "network.widths": _list(model.normal.widths) if multiscale else "",
         "network.pathways": 1 + len(model.subsampled) if multiscale else 1,
         "network.fc": _list(model.fc.widths) if multiscale else "",
-        "network.parameters": sum(p.numel() for p in parameters),
-        "network.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "network.parameters": _count(network),
+        "network.trainable_parameters": _count(network),
         "compatibility": experiment.compatibility,
     }
+
+
+def _count(network: Network) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _list(values: tuple[int, ...]) -> str:

@@ -29,6 +29,7 @@ class Start:
         params: Params that name the source.
         source: The same for the checkpoints.
         texts: Further artifacts by path.
+        received: Parameter → how it came from the source: ``copied``, ``sliced`` or ``adapted``.
     """
 
     kind: Kind = "train"
@@ -43,6 +44,7 @@ class Start:
     params: Mapping[str, object] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
+    received: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def optimizer_sentence(self) -> str:

@@ -13,6 +13,7 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.loop import FitResult, fit
 from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
+from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
@@ -41,22 +42,25 @@ class Trainee:
     store: str | None
 
 
-def train(experiment: Experiment, session: Session, *, name: str | None = None) -> Trainee:
+def train(experiment: Experiment, session: Session, *, name: str | None = None, strict: bool = False) -> Trainee:
     """Train a fresh network as one run.
 
     Args:
         experiment: Settings.
         session: Where the project is and whom to tell.
         name: Name of the run; ``None``: made from the experiment's network.
+        strict: Refuse to freeze what is still as it was initialized.
 
     Raises:
         DmxError: Something that the user can mend; before the run exists whenever it can be known before.
     """
     checked = check_training(experiment, session)
-    return run_training(checked, session, start=Start(words=experiment.model.name), name=name)
+    return run_training(checked, session, start=Start(words=experiment.model.name), name=name, strict=strict)
 
 
-def run_training(checked: Checked, session: Session, *, start: Start, name: str | None = None) -> Trainee:
+def run_training(
+    checked: Checked, session: Session, *, start: Start, name: str | None = None, strict: bool = False
+) -> Trainee:
     """Train as a new run, from wherever the weights come.
 
     Raises:
@@ -65,7 +69,8 @@ def run_training(checked: Checked, session: Session, *, start: Start, name: str 
     experiment = checked.experiment
     if start.weights is not None:
         checked.network.load_state_dict(dict(start.weights))
-    assembled = assemble(checked, session)
+    notes = check_origin(experiment, checked.settings, checked.network, received=start.received, strict=strict)
+    assembled = assemble(checked, session, received=start.received)
     if start.optimizer is not None:
         assembled.state.optimizer.load_state_dict(dict(start.optimizer))
     store = open_store(experiment.tracking.uri, session.root)
@@ -84,7 +89,7 @@ def run_training(checked: Checked, session: Session, *, start: Start, name: str 
         log_inputs(run, checked, session.root)
         for path, text in start.texts.items():
             run.log_text(path, text)
-        for sentence in (*start.sentences, start.optimizer_sentence):
+        for sentence in (*start.sentences, *notes, start.optimizer_sentence):
             run.log_line(sentence)
             session.report.say(sentence)
         return run_fit(run, assembled, session, source=start.source)
@@ -108,7 +113,7 @@ def run_fit(
             lambda epoch, step, part: batches.get((epoch, step, part)),
             checked.settings,
             validate=assembled.validate,
-            listeners=(recorder, *session.listeners),
+            listeners=(recorder, FreezeFile(run, checked.settings.freeze), *session.listeners),
             stop=session.stop,
         )
     _log_curves(run)
