@@ -77,11 +77,18 @@ class ScheduleSection:
     """`plateau`: epochs without improvement before the rate is divided."""
     min_increase: float = 0.0
     """`plateau`: what counts as improvement of the metric."""
+    begin_epoch: int = 0
+    """Epoch at which the curve begins; set when an extended training restarts it."""
+    span_epochs: int | None = None
+    """Epochs that the curve takes, after which it stays; empty: all. Set when an extended training keeps it."""
 
     def __post_init__(self) -> None:
         if self.name == "steps" and not self.at_epochs:
             raise ValueError("at_epochs must name the epochs of schedule 'steps', got none")
         at_least("patience", self.patience, 1)
+        at_least("begin_epoch", self.begin_epoch, 0)
+        if self.span_epochs is not None:
+            at_least("span_epochs", self.span_epochs, 1)
         for name in ("warmup", "wait_epochs"):
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, 0.0)

@@ -9,7 +9,8 @@ epoch), E all epochs, w ``wait_epochs``, x = t - w within [0, X] and X = E - w:
 - steps: ``lr / divide_by ** n``, n the number of ``at_epochs`` with t at or beyond them
 - plateau: divided by ``divide_by`` after ``patience`` epochs without improvement
 
-A warm-up takes its epochs off the front: the curve begins behind it, in what remains of the epochs.
+A warm-up takes its epochs off the front: the curve begins behind it, in what remains of the epochs. With
+``begin_epoch`` the epochs before it do not count, and with ``span_epochs`` E is that number instead of all epochs.
 
 With ``compatibility: deepmedic`` the rate changes once per epoch, w is a third of the epochs unless given, ``steps``
 counts epochs strictly beyond the named ones, and ``exponential`` adds 1e-8 to the final rate. Three defects of
@@ -64,6 +65,7 @@ class Schedule:
     def lr(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step; `epoch` and `step` within it count from 0."""
         warmup = self.section.warmup or 0.0
+        epoch = max(0, epoch - self.section.begin_epoch)
         exact = epoch + step / self.steps_per_epoch
         if exact < warmup:
             return self.base * (exact + 1.0 / self.steps_per_epoch) / (warmup + 1.0 / self.steps_per_epoch)
@@ -75,7 +77,8 @@ class Schedule:
         if self.section.name == "steps":
             passed = (time > mark if self.compatible else time >= mark for mark in self.section.at_epochs)
             return self.base / self.section.divide_by ** sum(passed)
-        return self._curve(self._progress(max(0.0, time - warmup), self.epochs - warmup))
+        epochs = self.section.span_epochs or self.epochs - self.section.begin_epoch
+        return self._curve(self._progress(max(0.0, time - warmup), epochs - warmup))
 
     def _progress(self, time: float, epochs: float) -> float:
         """Return how far the curve is, from 0 to 1."""

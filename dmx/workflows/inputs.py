@@ -30,6 +30,11 @@ def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
     if git.diff and experiment.tracking.git_diff:
         run.log_text("git.diff", git.diff)
     _log_cohort(run, checked, root)
+    run.log_figure("figures/learning_rate.png", lr_figure(planned_rates(experiment)))
+
+
+def planned_rates(experiment: Experiment) -> list[dict[str, float]]:
+    """Return ``epoch`` (a fraction within it) and ``lr`` of every step of a training."""
     training = experiment.training
     rates = preview(
         experiment.schedule,
@@ -38,8 +43,7 @@ def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
         steps_per_epoch=training.steps_per_epoch,
         compatibility=experiment.compatibility,
     )
-    history = [{"epoch": step / training.steps_per_epoch, "lr": rate} for step, rate in enumerate(rates)]
-    run.log_figure("figures/learning_rate.png", lr_figure(history))
+    return [{"epoch": step / training.steps_per_epoch, "lr": rate} for step, rate in enumerate(rates)]
 
 
 def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:

@@ -7,29 +7,55 @@ from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
+from dmx.evaluation.figures import lr_figure
 from dmx.preprocess.contract import Contract
 from dmx.tracking.catalog import find_training
+from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.lineage import SOURCE_RUN
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
-from dmx.tracking.store import RunInfo, RunReader
-from dmx.training.checkpoint import read_checkpoint, verify_checkpoint
+from dmx.tracking.store import RunInfo, RunReader, RunStore
+from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.workflows.assemble import Checked, assemble, check_training
 from dmx.workflows.finetune import paired
 from dmx.workflows.identity import identity, read_identity
-from dmx.workflows.inputs import portable
+from dmx.workflows.inputs import planned_rates, portable
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start, described_source
 from dmx.workflows.train import Trainee, run_fit
 from dmx.workflows.trained import open_trained, run_experiment
 
+_CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
 _CHANGEABLE = {"device": "training", "threads": "training", "workers": "sampling"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """More epochs for a training.
+
+    Attributes:
+        epochs: Epochs in all from now on.
+        schedule: ``keep`` goes through the old curve and stays at its end, ``stretch`` makes one curve of all epochs,
+            ``restart`` begins the curve anew for the epochs that remain.
+    """
+
+    epochs: int
+    schedule: str
+
+    def __post_init__(self) -> None:
+        if self.schedule not in _CURVES:
+            raise ConfigError(f"--schedule must be {', '.join(_CURVES)}, got '{self.schedule}'.")
+
+
 def resume(
-    run_name: str, session: Session, *, uri: str | None = None, changes: Mapping[str, object] | None = None
+    run_name: str,
+    session: Session,
+    *,
+    uri: str | None = None,
+    changes: Mapping[str, object] | None = None,
+    extension: Extension | None = None,
 ) -> Trainee:
     """Go on with an interrupted run, exactly where its newest whole checkpoint is.
 
@@ -38,6 +64,7 @@ def resume(
         session: Where the project is and whom to tell.
         uri: Address of the run store; ``None``: as usual.
         changes: ``device``, ``workers`` or ``threads`` to use from now on.
+        extension: More epochs, with what becomes of the learning rate.
 
     Raises:
         RunError: There is no such run, it is complete, or another process works on it.
@@ -48,7 +75,12 @@ def resume(
     info = find_training(store, run_name)
     if info.kind not in _KINDS:
         raise RunError(f"Run '{info.experiment}/{info.name}' is no training ({info.kind or 'of another program'}).")
-    experiment = _changed(run_experiment(store, info), changes or {})
+    before = run_experiment(store, info)
+    experiment = _changed(before, changes or {})
+    if extension is not None:
+        experiment = extended(experiment, extension, done=_epochs_done(store, info, session.root))
+        for line in rate_lines(before, experiment):
+            session.report.say(line)
     checked = check_training(experiment, session)
     _require_same_cases(store, info, checked)
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
@@ -65,9 +97,10 @@ def resume(
         )
         if position.epoch >= experiment.training.epochs:
             session.report.say(f"All {experiment.training.epochs} epochs were done already; nothing is left to train.")
-        if changes:
+        if experiment != before:
             count = run.info.tags["dmx.resumed"]
             run.log_text(f"config.resume_{count}.yaml", portable(experiment, session.root))
+            run.log_figure(f"figures/learning_rate.resume_{count}.png", lr_figure(planned_rates(experiment)))
         run.log_line(begin.optimizer)
         session.report.say(begin.optimizer)
         return run_fit(run, assembled, session, source=begin.source)
@@ -163,6 +196,55 @@ def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
             "Train anew with its config.yaml."
         )
     return None
+
+
+def _epochs_done(store: RunStore, info: RunInfo, root: Path) -> int:
+    """Return the complete epochs of a run, from its last checkpoint."""
+    if "last" not in checkpoint_names(info.tags):
+        return 0
+    epoch: int = read_manifest(checkpoint_path(store, info, "last", root=root))["epoch"]
+    return epoch
+
+
+def extended(experiment: Experiment, extension: Extension, *, done: int) -> Experiment:
+    """Return the settings of a longer training.
+
+    Args:
+        experiment: Settings so far.
+        extension: Epochs and schedule.
+        done: Complete epochs.
+
+    Raises:
+        ConfigError: There is nothing to add, or nothing would be learned in what is added.
+    """
+    epochs, section = experiment.training.epochs, experiment.schedule
+    if extension.epochs <= epochs:
+        raise ConfigError(f"--epochs must be above the {epochs} epochs of the run, got {extension.epochs}.")
+    if extension.schedule == "keep":
+        section = replace(section, span_epochs=section.span_epochs or epochs - section.begin_epoch)
+    elif extension.schedule == "stretch":
+        section = replace(section, span_epochs=None)
+    else:
+        section = replace(section, span_epochs=None, begin_epoch=done)
+    longer = replace(experiment, training=replace(experiment.training, epochs=extension.epochs), schedule=section)
+    if planned_rates(longer)[-experiment.training.steps_per_epoch]["lr"] == 0.0:
+        raise ConfigError(
+            f"With --schedule keep the learning rate stays 0 after epoch {epochs}, so nothing would be learned. Use "
+            "stretch or restart."
+        )
+    return longer
+
+
+def rate_lines(before: Experiment, after: Experiment) -> list[str]:
+    """Return the learning rate of about ten epochs before and after an extension, one line each."""
+    steps = after.training.steps_per_epoch
+    old, new = planned_rates(before), planned_rates(after)
+    every = max(1, after.training.epochs // 10)
+    lines = ["Learning rate at the start of an epoch, before and with the extension:"]
+    for epoch in range(0, after.training.epochs, every):
+        was = f"{old[epoch * steps]['lr']:.3g}" if epoch < before.training.epochs else "-"
+        lines.append(f"  epoch {epoch:>4}  {was:>9}  {new[epoch * steps]['lr']:>9.3g}")
+    return lines
 
 
 def _changed(experiment: Experiment, changes: Mapping[str, object]) -> Experiment:
