@@ -1,7 +1,7 @@
 """What a transfer knows of a network: names, shapes and how its layers are joined; never a weight."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,9 +107,15 @@ class NetworkSketch:
         return tuple(tensor for layer in self.layers for tensor in layer.tensors)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the scan, as the first layer reads them; 0: not known."""
+        return next((layer.in_channels for layer in self.layers if layer.reads == ()), 0)
+
+    @property
     def head(self) -> LayerSketch | None:
         """The classification layer: the module that gives the scores, the one with a kernel where it has several."""
-        return next((layer for layer in reversed(self.layers) if layer.is_head), None)
+        heads = [layer for layer in reversed(self.layers) if layer.is_head]
+        return next((layer for layer in heads if layer.in_channels), heads[0] if heads else None)
 
     def pathway(self, name: str) -> tuple[LayerSketch, ...]:
         """Return the layers of a pathway in order, without the head."""
@@ -128,8 +134,3 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str = "float32"
     learned: bool = True
-
-
-def named(sketch: Sequence[NetworkSketch]) -> dict[str, NetworkSketch]:
-    """Return networks by name."""
-    return {network.name: network for network in sketch}

@@ -1,0 +1,137 @@
+"""What a network says of itself to a transfer: names, shapes, how layers are joined."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dmx.config.model import ModelSection
+from dmx.geometry import triple
+from dmx.model.blocks import Block, UnscaledDropout
+from dmx.model.build import build_network
+from dmx.model.multiscale import MultiScaleNet
+from dmx.model.network import Network
+from dmx.model.norms import Compatibility, RollingBatchNorm
+from dmx.model.spec import NetworkSpec, resolve, size_text
+from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
+from dmx.transfer.layout import module_layers, pathway_layers
+
+
+def sketch_network(
+    network: Network, *, name: str, channels: Sequence[str] = (), classes: Sequence[str] = ()
+) -> NetworkSketch:
+    """Return what a transfer knows of a network; the weights are not looked at.
+
+    Args:
+        network: Any network of dmx.
+        name: What messages and the plan call it.
+        channels: Names of the input channels, if they are known.
+        classes: Names of the classes, if they are known.
+    """
+    if isinstance(network, MultiScaleNet):
+        return _sketch_multiscale(network, name=name, channels=channels, classes=classes)
+    head = next((group.name for group in network.layer_groups() if group.is_head), None)
+    return sketch_module(network, name=name, head=head, channels=channels, classes=classes)
+
+
+def sketch_section(
+    section: ModelSection,
+    *,
+    name: str,
+    channels: Sequence[str],
+    classes: Sequence[str],
+    compatibility: Compatibility = "none",
+) -> NetworkSketch:
+    """Return the sketch of the network that a section describes; no weights are drawn for a multi-scale network.
+
+    Raises:
+        ModelError: The settings do not describe a network.
+    """
+    if section.name != "multiscale":
+        network = build_network(
+            section, num_channels=len(channels), num_classes=len(classes), compatibility=compatibility
+        )
+    else:
+        spec = resolve(section, num_channels=len(channels), num_classes=len(classes))
+        network = MultiScaleNet(spec, section, compatibility=compatibility)
+    return sketch_network(network, name=name, channels=channels, classes=classes)
+
+
+def sketch_module(
+    module: nn.Module,
+    *,
+    name: str,
+    head: str | None = None,
+    channels: Sequence[str] = (),
+    classes: Sequence[str] = (),
+) -> NetworkSketch:
+    """Return the sketch of any module, whose layers are the modules that own parameters.
+
+    Args:
+        module: The network.
+        name: What messages and the plan call it.
+        head: Name of the module that gives the class scores; None: the last kernel.
+        channels: Names of the input channels, if they are known.
+        classes: Names of the classes, if they are known.
+    """
+    return NetworkSketch(
+        name, module_layers(_infos(module), head=head), (), tuple(channels), tuple(classes), settings={}
+    )
+
+
+def _infos(module: nn.Module) -> list[TensorInfo]:
+    """Return the entries of the state dict; a parameter with two names counts once."""
+    learned = {name for name, _ in module.named_parameters()}
+    return [
+        TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name in learned)
+        for name, tensor in module.state_dict().items()
+    ]
+
+
+def _sketch_multiscale(
+    network: MultiScaleNet, *, name: str, channels: Sequence[str], classes: Sequence[str]
+) -> NetworkSketch:
+    pathways = (*network.spec.parallel, network.spec.fc)
+    specs = [layer for pathway in pathways for layer in pathway.layers]
+    layers, parallel = pathway_layers(
+        _infos(network),
+        residual={layer.name for layer in specs if layer.residual},
+        settings={layer.name: _block_settings(network.get_submodule(layer.name)) for layer in specs},
+    )
+    return NetworkSketch(name, layers, parallel, tuple(channels), tuple(classes), _network_settings(network))
+
+
+def _block_settings(block: nn.Module) -> dict[str, Setting]:
+    """Return what decides a layer's output in inference besides its tensors."""
+    assert isinstance(block, Block)
+    keep = block.dropout.keep if isinstance(block.dropout, UnscaledDropout) else 1.0
+    return {
+        **_norm_settings(block.norm),
+        "activation": type(block.activation).__name__.lower().replace("identity", "linear"),
+        "padding": block.spec.padding,
+        "dropout scaling": round(keep, 6),
+    }
+
+
+def _norm_settings(norm: nn.Module) -> dict[str, Setting]:
+    if isinstance(norm, RollingBatchNorm):
+        statistics = "all rows" if norm.count_unwritten else "written rows"
+        return {"normalization": "batch", "epsilon": norm.epsilon, "statistics": statistics}
+    if isinstance(norm, _BatchNorm):
+        return {"normalization": "batch", "epsilon": norm.eps, "statistics": "moving average"}
+    if isinstance(norm, nn.GroupNorm):
+        alone = norm.num_groups == norm.num_channels
+        groups: dict[str, Setting] = {} if alone else {"groups": norm.num_groups}
+        return {"normalization": "instance" if alone else "group", "epsilon": norm.eps, **groups}
+    return {"normalization": "none"}
+
+
+def _network_settings(network: MultiScaleNet) -> dict[str, Setting]:
+    spec: NetworkSpec = network.spec
+    deepmedic = network.compatibility == "deepmedic"
+    return {
+        "upsampling": network.upsampling,
+        "subsampling": "every n-th voxel" if deepmedic else "mean",
+        "shrinkage": ", ".join(size_text(pathway.shrinkage) for pathway in spec.parallel),
+        **{f"factor.{pathway.name}": size_text(triple(pathway.factor)) for pathway in spec.parallel},
+    }

@@ -1,0 +1,171 @@
+"""From the names and shapes of a state dict to layers."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from dmx.transfer.describe import Axis, LayerSketch, NetworkSketch, Setting, TensorInfo, TensorSketch
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "means", "variances", "count")
+
+_PATHWAY_LAYER = re.compile(r"((normal|subsampled_\d+|fc)\.block_(\d+)|head)\.(?=(?:norm|activation|conv)\.)")
+
+
+def is_buffer(name: str) -> bool:
+    """Return whether a name is that of a statistic, where nothing but the name is known."""
+    return name.rsplit(".", 1)[-1] in BUFFERS
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sorting key that counts: ``block_2`` comes before ``block_10``."""
+    return [(0, int(text), "") if text.isdigit() else (1, 0, text) for text in re.split(r"(\d+)", name) if text]
+
+
+def sketch_tensors(
+    tensors: Sequence[TensorInfo],
+    *,
+    name: str,
+    head: str | None = None,
+    channels: Sequence[str] = (),
+    classes: Sequence[str] = (),
+) -> NetworkSketch:
+    """Return a sketch of any state dict.
+
+    The names of a multi-scale network are recognized; otherwise the layers are the modules that own tensors.
+
+    Args:
+        tensors: Names and shapes, in the order of the state dict.
+        name: What messages call the network.
+        head: Name of the classification layer in networks without pathways; None: the last kernel.
+        channels: Names of the input channels, if they are known.
+        classes: Names of the classes, if they are known.
+    """
+    if all(_PATHWAY_LAYER.match(info.name) for info in tensors) and tensors:
+        layers, pathways = pathway_layers(tensors)
+    else:
+        layers, pathways = module_layers(tensors, head=head), ()
+    return NetworkSketch(name, layers, pathways, tuple(channels), tuple(classes))
+
+
+def pathway_layers(
+    tensors: Sequence[TensorInfo],
+    *,
+    residual: Collection[str] = (),
+    settings: Mapping[str, Mapping[str, Setting]] | None = None,
+) -> tuple[tuple[LayerSketch, ...], tuple[str, ...]]:
+    """Return the layers of a multi-scale network, and its parallel pathways.
+
+    Args:
+        tensors: Names and shapes.
+        residual: Layers to whose output the input of the layer before is added.
+        settings: What else decides the output of a layer, by its name.
+    """
+    grouped: dict[str, list[TensorInfo]] = {}
+    for info in tensors:
+        match = _PATHWAY_LAYER.match(info.name)
+        assert match is not None
+        grouped.setdefault(match[1], []).append(info)
+    names: dict[str, list[str]] = {}
+    for layer in sorted(grouped, key=natural_key):
+        names.setdefault("fc" if layer == "head" else layer.split(".")[0], []).append(layer)
+    parallel = tuple(sorted((pathway for pathway in names if pathway != "fc"), key=natural_key))
+    longest = max((len(names[pathway]) for pathway in parallel), default=0)
+    reads = _reads(names, parallel)
+    layers = []
+    for pathway in (*parallel, "fc"):
+        for position, layer in enumerate(names.get(pathway, []), start=1):
+            before = names[pathway][position - 2] if position > 1 else ""
+            kernels = sorted((info for info in grouped[layer] if _is_kernel(layer, info)), key=lambda info: info.name)
+            layers.append(
+                LayerSketch(
+                    name=layer,
+                    pathway=pathway,
+                    position=position,
+                    depth=position + (longest if pathway == "fc" else 0),
+                    is_head=layer == "head",
+                    tensors=tuple(_block_tensor(layer, info, kernels) for info in grouped[layer]),
+                    in_channels=kernels[0].shape[1] if kernels else 0,
+                    out_channels=kernels[-1].shape[0] if kernels else 0,
+                    reads=reads[layer],
+                    residual=reads[before] if layer in residual else None,
+                    settings=dict((settings or {}).get(layer, {})),
+                )
+            )
+    return tuple(layers), parallel
+
+
+def _reads(names: Mapping[str, Sequence[str]], parallel: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what each layer reads: the layer before, the scan, or the ends of the parallel pathways."""
+    ends = tuple(names[pathway][-1] for pathway in parallel)
+    reads: dict[str, tuple[str, ...]] = {}
+    for pathway, layers in names.items():
+        for index, layer in enumerate(layers):
+            first = ends if pathway == "fc" else ()
+            reads[layer] = (layers[index - 1],) if index else first
+    return reads
+
+
+def _is_kernel(layer: str, info: TensorInfo) -> bool:
+    return info.name.startswith(f"{layer}.conv.") and info.name.endswith(".weight")
+
+
+def _block_tensor(layer: str, info: TensorInfo, kernels: Sequence[TensorInfo]) -> TensorSketch:
+    """Return a tensor of a block of [norm] → activation → kernel, where all before the kernel follows the input."""
+    part = info.name[len(layer) + 1 :]
+    axes: tuple[Axis, ...] = ()
+    if info in kernels:
+        # Of a kernel in factors only the first one reads the layer's input.
+        taps: list[Axis] = ["kernel"] * (len(info.shape) - 2)
+        axes = ("out", "in" if info is kernels[0] else "out", *taps)
+    elif info.shape:
+        rows: list[Axis] = ["row"] * (len(info.shape) - 1)
+        axes = (*rows, "out" if part.startswith("conv.") else "in")
+    return TensorSketch(info.name, info.shape, axes, part, info.learned, info.dtype)
+
+
+def module_layers(
+    tensors: Sequence[TensorInfo], *, head: str | None = None, scan_readers: Collection[str] = ()
+) -> tuple[LayerSketch, ...]:
+    """Return one layer per module that owns tensors, in their order; those without parameters are not counted.
+
+    Args:
+        tensors: Names and shapes, in the order of the state dict.
+        head: Name of the module that gives the class scores; None: the last kernel.
+        scan_readers: Layers that are known to read the scan itself.
+    """
+    grouped: dict[str, list[TensorInfo]] = {}
+    for info in tensors:
+        grouped.setdefault(info.name.rpartition(".")[0], []).append(info)
+    kernels = [name for name, own in grouped.items() if any(len(info.shape) > 1 and info.learned for info in own)]
+    head = head if head is not None else kernels[-1] if kernels else None
+    layers = []
+    count = 0
+    for name, own in grouped.items():
+        counted = any(info.learned for info in own)
+        count += counted
+        sketches = tuple(
+            TensorSketch(
+                info.name, info.shape, _module_axes(info), info.name.rpartition(".")[2], info.learned, info.dtype
+            )
+            for info in own
+        )
+        main = max(sketches, key=lambda tensor: len(tensor.shape))
+        layers.append(
+            LayerSketch(
+                name=name,
+                pathway="network",
+                position=count if counted else 0,
+                depth=count if counted else 0,
+                is_head=head is not None and f"{name}.".startswith(f"{head}."),
+                tensors=sketches,
+                in_channels=main.shape[1] if len(main.shape) > 1 else 0,
+                out_channels=main.shape[0] if main.shape else 0,
+                reads=() if name in scan_readers else None,
+            )
+        )
+    return tuple(layers)
+
+
+def _module_axes(info: TensorInfo) -> tuple[Axis, ...]:
+    taps: list[Axis] = ["kernel"] * (len(info.shape) - 2)
+    axes: tuple[Axis, ...] = ("out", "in", *taps)
+    return axes[: len(info.shape)]

@@ -1,0 +1,166 @@
+"""Which layer of a source belongs to which layer of the target, where both have pathways."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dmx.errors import TransferError, suggest
+from dmx.transfer.describe import LayerSketch, NetworkSketch
+from dmx.transfer.globs import check_rule, rename_layer, rule_network, rule_text
+from dmx.transfer.options import TransferOptions
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A layer of the target and what it corresponds to."""
+
+    target: LayerSketch
+    network: NetworkSketch
+    source: LayerSketch
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which layers correspond.
+
+    Attributes:
+        counterparts: By target layer; transferred or not.
+        selected: Target layers that receive.
+    """
+
+    counterparts: dict[str, LayerPair]
+    selected: frozenset[str]
+
+
+def pathway_pairs(source: NetworkSketch, target: NetworkSketch) -> tuple[tuple[str, str], ...]:
+    """Return (source pathway, target pathway): k-th to k-th, extra ones from the last parallel one, fc to fc."""
+    last = len(source.pathways) - 1
+    pairs = [(source.pathways[min(index, last)], name) for index, name in enumerate(target.pathways)]
+    return (*pairs, ("fc", "fc"))
+
+
+def pair_layers(sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions) -> Pairing:
+    """Return which layers correspond and which of them receive.
+
+    Raises:
+        TransferError: A pathway of the source is too short, a depth or a rule does not exist.
+    """
+    ruled = _ruled(sources, target, options)
+    if len(sources) > 1:
+        if not ruled:
+            raise TransferError(
+                f"Rules must say what comes from which of {len(sources)} sources, got none. "
+                "Write a map, e.g. 'normal.*' of one and 'fc.*' of another."
+            )
+        return Pairing(ruled, frozenset(ruled))
+    source = sources[0]
+    default = _same_places(source, target)
+    counterparts = {**default, **ruled}
+    if options.layers:
+        chosen = _by_depth(source, target, options.layers)
+    else:
+        chosen = {name for name, pair in default.items() if not pair.target.is_head}
+        _require_depth(source, target, without=set(ruled))
+    if options.head == "copy" and target.head is not None and target.head.name in counterparts:
+        chosen.add(target.head.name)
+    return Pairing(counterparts, frozenset(chosen | set(ruled)))
+
+
+def _same_places(source: NetworkSketch, target: NetworkSketch) -> dict[str, LayerPair]:
+    """Return the layers at the same position of corresponding pathways, head with head."""
+    pairs = {}
+    for source_pathway, target_pathway in pathway_pairs(source, target):
+        for theirs, ours in zip(source.pathway(source_pathway), target.pathway(target_pathway), strict=False):
+            pairs[ours.name] = LayerPair(ours, source, theirs)
+    if source.head is not None and target.head is not None:
+        pairs[target.head.name] = LayerPair(target.head, source, source.head)
+    return pairs
+
+
+def _require_depth(source: NetworkSketch, target: NetworkSketch, *, without: set[str]) -> None:
+    short = []
+    for theirs, ours in pathway_pairs(source, target):
+        has = len(source.pathway(theirs))
+        needs = sum(1 for layer in target.pathway(ours)[has:] if layer.name not in without)
+        if needs:
+            short.append(f"'{ours}' has {has + needs} layers but the source's '{theirs}' has {has}")
+    if short:
+        raise TransferError(
+            f"The source needs at least as many layers as the target in each pathway, the head not counted: "
+            f"{'; '.join(short)}. Name the source's depths to transfer with --layers, e.g. --layers 1 2."
+        )
+
+
+def _by_depth(source: NetworkSketch, target: NetworkSketch, depths: Sequence[int]) -> set[str]:
+    """Return the target layers that the given depths of the source go to."""
+    longest = max(len(source.pathway(name)) for name in source.pathways)
+    hidden = len(source.pathway("fc"))
+    last = longest + hidden + 1
+    chosen: set[str] = set()
+    for depth in depths:
+        if not 1 <= depth <= last:
+            raise TransferError(
+                f"--layers must hold depths of the source from 1 to {last} "
+                f"(parallel pathways 1 to {longest}, then fc, the head is {last}), got {depth}."
+            )
+        if depth == last:
+            assert target.head is not None
+            chosen.add(target.head.name)
+        else:
+            chosen |= _places(source, target, depth, longest=longest)
+    return chosen
+
+
+def _places(source: NetworkSketch, target: NetworkSketch, depth: int, *, longest: int) -> set[str]:
+    """Return where a depth before the head goes."""
+    fc = depth > longest
+    position = depth - longest if fc else depth
+    found, missing = set(), []
+    for theirs, ours in pathway_pairs(source, target):
+        if (theirs == "fc") != fc or len(source.pathway(theirs)) < position:
+            continue
+        layers = target.pathway(ours)
+        if len(layers) < position:
+            missing.append(
+                f"'{ours}' has {len(layers)} layers, so none for {source.pathway(theirs)[position - 1].name}"
+            )
+        else:
+            found.add(layers[position - 1].name)
+    if missing or not found:
+        reason = "; ".join(missing) or "no pathway of the target corresponds to the pathways that have it"
+        raise TransferError(
+            f"Depth {depth} of the source has no counterpart in the target: {reason}. Leave {depth} out of --layers."
+        )
+    return found
+
+
+def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions) -> dict[str, LayerPair]:
+    """Return the pairs that rules make."""
+    pairs: dict[str, LayerPair] = {}
+    names = [layer.name for layer in target.layers]
+    for rule in options.map:
+        check_rule(rule)
+        network = rule_network(rule, sources)
+        given = {layer.name: new for layer in network.layers if (new := rename_layer(rule, layer.name)) is not None}
+        if not given:
+            known = [layer.name for layer in network.layers]
+            raise TransferError(
+                f"Rule {rule_text(rule)} matches no layer of {network.name}.{suggest(rule.source, known)} "
+                f"It has: {', '.join(known)}."
+            )
+        hits = {old: new for old, new in given.items() if new in names}
+        if not hits:
+            wrong = next(iter(given.values()))
+            raise TransferError(
+                f"Rule {rule_text(rule)} leads to '{wrong}', which {target.name} does not have."
+                f"{suggest(wrong, names)} It has: {', '.join(names)}."
+            )
+        for old, new in hits.items():
+            if new in pairs:
+                raise TransferError(
+                    f"Two rules lead to '{new}', the second is {rule_text(rule)}. Each layer takes one source."
+                )
+            ours, theirs = target.layer(new), network.layer(old)
+            assert ours is not None
+            assert theirs is not None
+            pairs[new] = LayerPair(ours, network, theirs)
+    return pairs

@@ -1,0 +1,171 @@
+"""Which tensor of a source belongs to which tensor of the target, where names alone decide."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dmx.errors import TransferError, suggest
+from dmx.transfer.describe import LayerSketch, NetworkSketch, TensorSketch
+from dmx.transfer.globs import check_rule, rename, rename_layer, rule_network, rule_text
+from dmx.transfer.options import MapRule, TransferOptions
+
+# Prefixes that tools put before all names of a network.
+_WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model.", "net.", "network.")
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A tensor of a source, with its layer and network."""
+
+    network: NetworkSketch
+    layer: LayerSketch
+    tensor: TensorSketch
+
+
+@dataclass(frozen=True)
+class NamePairing:
+    """Pairs by name.
+
+    Attributes:
+        pairs: By the name of the target's tensor.
+        notes: Prefixes that were removed to find them.
+    """
+
+    pairs: Mapping[str, NamedTensor]
+    notes: tuple[str, ...]
+
+
+def pair_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions) -> NamePairing:
+    """Return the pairs of tensors of equal name, and those that rules make; nothing is paired by order.
+
+    Raises:
+        TransferError: A rule, a depth or a head to copy does not exist.
+    """
+    ruled = _ruled(sources, target, options.map)
+    notes: tuple[str, ...] = ()
+    equal: dict[str, NamedTensor] = {}
+    if len(sources) == 1:
+        equal, notes = _equal(sources[0], target)
+        equal = _selected(equal, sources[0], target, options)
+    elif not ruled:
+        raise TransferError(
+            f"Rules must say what comes from which of {len(sources)} sources, got none. "
+            "Write a map, e.g. 'encoder.*' of one and 'decoder.*' of another."
+        )
+    pairs = {**equal, **ruled}
+    if options.head == "copy":
+        _require_head(pairs, target)
+    return NamePairing(pairs, notes)
+
+
+def _all(network: NetworkSketch) -> dict[str, NamedTensor]:
+    return {tensor.name: NamedTensor(network, layer, tensor) for layer in network.layers for tensor in layer.tensors}
+
+
+def _equal(source: NetworkSketch, target: NetworkSketch) -> tuple[dict[str, NamedTensor], tuple[str, ...]]:
+    """Return tensors of equal name, wrapper prefixes of either side removed where that pairs more of them."""
+    theirs = _all(source)
+    ours = [tensor.name for tensor in target.tensors]
+    best: dict[str, NamedTensor] = {}
+    removed = ("", "")
+    for source_prefix in _prefixes(list(theirs)):
+        bare = {name.removeprefix(source_prefix): found for name, found in theirs.items()}
+        for target_prefix in _prefixes(ours):
+            found = {name: bare[short] for name in ours if (short := name.removeprefix(target_prefix)) in bare}
+            if len(found) > len(best):
+                best, removed = found, (source_prefix, target_prefix)
+    notes = [
+        f"Names of {network.name} were compared without their prefix '{prefix}'."
+        for network, prefix in zip((source, target), removed, strict=True)
+        if prefix
+    ]
+    return best, tuple(notes)
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """Return what may stand before all names: nothing, common first parts, wrappers that only some names have."""
+    found, prefix = [""], ""
+    parts = names[0].split(".")[:-1] if names else []
+    for part in parts:
+        prefix += f"{part}."
+        if not all(name.startswith(prefix) for name in names):
+            break
+        found.append(prefix)
+    found += [wrapper for wrapper in _WRAPPERS if any(name.startswith(wrapper) for name in names)]
+    return list(dict.fromkeys(found))
+
+
+def _chosen(source: NetworkSketch, depths: Sequence[int]) -> tuple[LayerSketch, ...]:
+    """Return the layers of the given depths."""
+    layers = {layer.depth: layer for layer in source.layers if layer.depth}
+    for depth in depths:
+        if depth not in layers:
+            raise TransferError(
+                f"--layers must hold depths of the source from 1 to {max(layers, default=0)}, got {depth}. "
+                "Its layers are the modules that own parameters, in their order."
+            )
+    return tuple(layers[depth] for depth in depths)
+
+
+def _selected(
+    equal: Mapping[str, NamedTensor], source: NetworkSketch, target: NetworkSketch, options: TransferOptions
+) -> dict[str, NamedTensor]:
+    """Return the pairs of the chosen layers; the target's head is chosen only on request."""
+    chosen = _chosen(source, options.layers)
+    names = {layer.name for layer in chosen}
+    heads = {tensor.name for layer in target.layers if layer.is_head for tensor in layer.tensors}
+    with_head = options.head == "copy" or any(layer.is_head for layer in chosen)
+    for layer in chosen:
+        if not layer.is_head and not any(found.layer is layer for name, found in equal.items() if name not in heads):
+            raise TransferError(
+                f"Depth {layer.depth} of the source, {layer.name}, has no counterpart of equal name in the target. "
+                f"Leave {layer.depth} out of --layers, or name the target in a map."
+            )
+    return {
+        name: found
+        for name, found in equal.items()
+        if (with_head if name in heads else not chosen or found.layer.name in names)
+    }
+
+
+def _require_head(pairs: Mapping[str, NamedTensor], target: NetworkSketch) -> None:
+    """Check that a head that is to be copied has a counterpart."""
+    head = target.head
+    if head is None or not any(tensor.name in pairs for tensor in head.tensors):
+        name = head.name if head else "no module"
+        raise TransferError(
+            f"The head cannot be copied: the head of {target.name} is {name}, and the source has no layer of that "
+            "name. Name the source's in a map."
+        )
+
+
+def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, rules: Sequence[MapRule]) -> dict[str, NamedTensor]:
+    """Return the pairs that rules make, of tensors or of whole layers."""
+    pairs: dict[str, NamedTensor] = {}
+    names = [tensor.name for tensor in target.tensors]
+    for rule in rules:
+        check_rule(rule)
+        network = rule_network(rule, sources)
+        given = {new: found for found in _all(network).values() if (new := _renamed(rule, found)) is not None}
+        hits = {new: found for new, found in given.items() if new in names}
+        if not hits:
+            side, known = (network, [t.name for t in network.tensors]) if not given else (target, names)
+            wrong = rule.source if not given else next(iter(given))
+            raise TransferError(
+                f"Rule {rule_text(rule)} must name tensors or layers of both networks, but {side.name} has no "
+                f"'{wrong}'.{suggest(wrong, known)}"
+            )
+        twice = next((new for new in hits if new in pairs), None)
+        if twice is not None:
+            raise TransferError(
+                f"Two rules lead to '{twice}', the second is {rule_text(rule)}. Each tensor takes one source."
+            )
+        pairs |= hits
+    return pairs
+
+
+def _renamed(rule: MapRule, found: NamedTensor) -> str | None:
+    """Return the target's tensor that a rule gives for one of the source."""
+    new = rename(rule, found.tensor.name)
+    if new is None and (layer := rename_layer(rule, found.layer.name)) is not None:
+        new = f"{layer}.{found.tensor.part}"
+    return new

@@ -1,0 +1,101 @@
+"""Outlines of networks, and what is worth saying about a transfer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dmx.errors import TransferError
+from dmx.transfer.describe import LayerSketch, NetworkSketch
+from dmx.transfer.options import TransferOptions
+from dmx.transfer.plan import TransferPlan
+from dmx.transfer.values import LayerOutline, NetworkOutline, TensorPlan
+
+
+def outline(network: NetworkSketch) -> NetworkOutline:
+    """Return what a picture shows of a network."""
+    layers = tuple(_layer(layer) for layer in network.layers)
+    return NetworkOutline(network.name, network.channels, network.classes, layers)
+
+
+def _layer(layer: LayerSketch) -> LayerOutline:
+    kernels = [tensor.kernel for tensor in layer.tensors if tensor.kernel]
+    # A kernel in factors is as large as its factors together.
+    same = len({len(kernel) for kernel in kernels}) == 1
+    largest = tuple(max(sizes) for sizes in zip(*kernels, strict=True)) if same else kernels[0] if kernels else ()
+    return LayerOutline(
+        name=layer.name,
+        pathway=layer.pathway,
+        position=layer.position,
+        depth=layer.depth,
+        is_head=layer.is_head,
+        channels=layer.out_channels,
+        kernel=largest,
+        parameters=layer.parameters,
+    )
+
+
+def remarks(
+    sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions, tensors: Sequence[TensorPlan]
+) -> tuple[str, ...]:
+    """Return which channels and classes correspond, and which pathways of the sources are not used."""
+    notes = []
+    head = target.head
+    copied_head = head is not None and any(
+        tensor.layer == head.name and tensor.action != "initialized" for tensor in tensors
+    )
+    for source in sources:
+        if options.match_channels == "name" and source.channels and target.channels:
+            notes += _names("Input channels", source, source.channels, target.channels)
+        if copied_head and source.classes and target.classes and set(source.classes) & set(target.classes):
+            notes += _names("Classes", source, source.classes, target.classes)
+        used = {tensor.source_layer for tensor in tensors if tensor.network == source.name}
+        for pathway in source.pathways:
+            if not used & {layer.name for layer in source.pathway(pathway)}:
+                notes.append(f"Pathway '{pathway}' of {source.name} is not used.")
+    return tuple(notes)
+
+
+def _names(what: str, source: NetworkSketch, theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Return a sentence about pairs by name, nothing where both sides have the same names in the same order."""
+    if tuple(theirs) == tuple(ours):
+        return []
+    both = [name for name in ours if name in theirs]
+    new = [name for name in ours if name not in theirs]
+    unused = [name for name in theirs if name not in ours]
+    parts = [f"{', '.join(both)} by name"] if both else ["none in common"]
+    parts += [f"new: {', '.join(new)}"] if new else []
+    parts += [f"not used: {', '.join(unused)}"] if unused else []
+    return [f"{what} from {source.name}: {'; '.join(parts)}."]
+
+
+def warn(plan: TransferPlan, sources: Sequence[NetworkSketch], target: NetworkSketch) -> TransferPlan:
+    """Return the plan with warnings.
+
+    Raises:
+        TransferError: Nothing is transferred.
+    """
+    if not plan.received:
+        theirs = ", ".join(f"{source.name} has {_examples(source)}" for source in sources)
+        raise TransferError(
+            f"Nothing would be transferred: no parameter of {target.name} has a counterpart "
+            f"({theirs}; {target.name} has {_examples(target)}). Name pairs in a map."
+        )
+    warnings = list(plan.warnings)
+    if plan.share < 0.5:
+        warnings.append(
+            f"Only {plan.received:,} of {plan.parameters:,} parameters ({plan.share:.1%}) are received; "
+            "the rest stays as initialized."
+        )
+    by_name = plan.options.match_channels == "name"
+    warnings += [
+        f"No input channel of {source.name} ({', '.join(source.channels)}) has the name of one here "
+        f"({', '.join(target.channels)}), so the first layers receive no kernels. "
+        "Use --match-channels position to take the channels in order."
+        for source in sources
+        if by_name and source.channels and target.channels and not set(source.channels) & set(target.channels)
+    ]
+    return replace(plan, warnings=tuple(warnings))
+
+
+def _examples(network: NetworkSketch) -> str:
+    names = [tensor.name for tensor in network.tensors]
+    return f"{', '.join(names[:2])}, …" if names else "no tensors"
