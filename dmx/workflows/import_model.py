@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, SamplingSection
 from dmx.config.deepmedic import read_normalization
-from dmx.config.load import apply_overrides, as_dict, build_experiment
+from dmx.config.load import apply_overrides, as_dict, as_yaml, build_experiment
 from dmx.config.sections import Experiment, PredictionSection, ValidationSection
 from dmx.errors import ConfigError
 from dmx.model.deepmedic_config import DeepMedicModel, read_model_config
@@ -26,7 +26,6 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.checkpoint import write_checkpoint
 from dmx.workflows.data import check_names, make_network, padded
-from dmx.workflows.inputs import portable
 from dmx.workflows.params import network_params
 from dmx.workflows.saving import description
 from dmx.workflows.session import Session
@@ -125,7 +124,7 @@ def import_deepmedic_model(request: ImportRequest, session: Session) -> Imported
         for note in found.notes:
             session.report.say(note)
             run.log_line(note)
-        _log(run, found, session.root)
+        _log(run, found)
         folder = run.checkpoints.folder(0, 0)
         write_checkpoint(
             folder,
@@ -227,8 +226,8 @@ def _network(experiment: Experiment, state: dict[str, Tensor]) -> tuple[Network,
     return network, padded(contract, plan)
 
 
-def _log(run: ActiveRun, found: _Found, root: Path) -> None:
-    run.log_text("config.yaml", portable(found.experiment, root))
+def _log(run: ActiveRun, found: _Found) -> None:
+    run.log_text("config.yaml", as_yaml(found.experiment))
     run.log_text("environment.json", json.dumps(environment(), indent=2))
     table = io.StringIO()
     writer = csv.DictWriter(table, ("source", "target", "shape"), lineterminator="\n")
