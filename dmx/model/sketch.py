@@ -132,6 +132,6 @@ def _network_settings(network: MultiScaleNet) -> dict[str, Setting]:
     return {
         "upsampling": network.upsampling,
         "subsampling": "every n-th voxel" if deepmedic else "mean",
-        "shrinkage": ", ".join(size_text(pathway.shrinkage) for pathway in spec.parallel),
+        "shrinkage of the pathways": ", ".join(size_text(pathway.shrinkage) for pathway in spec.parallel),
         **{f"factor.{pathway.name}": size_text(triple(pathway.factor)) for pathway in spec.parallel},
     }

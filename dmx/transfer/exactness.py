@@ -8,6 +8,8 @@ from dmx.transfer.match import LayerPair, Pairing
 from dmx.transfer.values import EqualOutput, TensorPlan
 
 _SHOWN_LAYERS = 3
+# Settings of the network that decide where and how pathways are joined.
+_AT_JOINS = ("upsampling", "shrinkage of the pathways")
 
 
 def differences(pairs: Sequence[LayerPair], target: NetworkSketch) -> list[str]:
@@ -144,7 +146,7 @@ def _joined_equal(
         coarse = pair.target.pathway != "normal" or pair.source.pathway != "normal"
         same_voxels = not coarse or _same_setting(pair, target, "subsampling")
         return ours == theirs and same_grid and same_voxels
-    if len(ours) > 1 and not all(_same_setting(pair, target, key) for key in ("upsampling", "shrinkage")):
+    if len(ours) > 1 and not all(_same_setting(pair, target, key) for key in _AT_JOINS):
         return False
     return all(
         to in equal and equal[to].source == of and equal[to].network == pair.network.name

@@ -1,0 +1,123 @@
+"""Where the layers of both networks and the lines between them are drawn: pathways as columns, depth downward."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dmx.transfer.values import LayerOutline, NetworkOutline
+
+BOX_WIDTH, BOX_HEIGHT = 148, 38
+_COLUMN_GAP, _PANEL_GAP, _MARGIN = 26, 190, 16
+_TITLE, _HEADING = 30, 24
+# Distance of lines that run beside each other, and of the first one from the boxes.
+_LANE, _LANE_MARGIN = 6, 9
+
+
+@dataclass(frozen=True)
+class Box:
+    """A layer on the page, in pixels; ``lane`` is the height at which its line runs between two rows."""
+
+    layer: LayerOutline
+    x: int
+    y: int
+    lane: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A network on the page.
+
+    Attributes:
+        network: The network.
+        x: Left end.
+        y: Upper end.
+        width: Width.
+        height: Height.
+        boxes: Layers by name.
+        headings: Names of the pathways with their place (x of the middle, y).
+    """
+
+    network: NetworkOutline
+    x: int
+    y: int
+    width: int
+    height: int
+    boxes: Mapping[str, Box]
+    headings: Sequence[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Sources on the left, one below the other, the target on the right."""
+
+    sources: tuple[Panel, ...]
+    target: Panel
+    width: int = field(default=0)
+    height: int = field(default=0)
+
+
+def draw(sources: Sequence[NetworkOutline], target: NetworkOutline) -> Drawing:
+    """Return the places of all layers."""
+    left: list[Panel] = []
+    y = _MARGIN
+    for network in sources:
+        left.append(_panel(network, x=_MARGIN, y=y))
+        y = left[-1].y + left[-1].height + 2 * _MARGIN
+    right = _panel(target, x=_MARGIN + max(panel.width for panel in left) + _PANEL_GAP, y=_MARGIN)
+    height = max(y, right.y + right.height + 2 * _MARGIN)
+    return Drawing(tuple(left), right, right.x + right.width + _MARGIN, height)
+
+
+def columns(network: NetworkOutline) -> list[str]:
+    """Return the pathways that stand side by side; ``fc`` stands below them."""
+    names = dict.fromkeys(layer.pathway for layer in network.layers)
+    parallel = [name for name in names if name != "fc"]
+    return parallel or list(names)
+
+
+def _panel(network: NetworkOutline, *, x: int, y: int) -> Panel:
+    names = columns(network)
+    row = BOX_HEIGHT + 2 * _LANE_MARGIN + _LANE * (len(names) - 1)
+    width = len(names) * (BOX_WIDTH + _COLUMN_GAP) - _COLUMN_GAP
+    top = y + _TITLE + _HEADING
+    boxes: dict[str, Box] = {}
+    lowest = 0
+    for index, layer in enumerate(network.layers):
+        # Modules that are not counted have no depth; without pathways all are drawn in their order.
+        level = index if layer.pathway == "network" else layer.depth - 1
+        below = layer.pathway == "fc" and "fc" not in names
+        column = 0 if below else names.index(layer.pathway)
+        left = x + (width - BOX_WIDTH) // 2 if below else x + column * (BOX_WIDTH + _COLUMN_GAP)
+        upper = top + level * row + (_HEADING if below else 0)
+        boxes[layer.name] = Box(layer, left, upper, upper + BOX_HEIGHT + _LANE_MARGIN + column * _LANE)
+        lowest = max(lowest, upper + row)
+    return Panel(network, x, y, width, lowest - y, boxes, list(_headings(network, boxes)))
+
+
+def _headings(network: NetworkOutline, boxes: Mapping[str, Box]) -> Iterator[tuple[str, int, int]]:
+    """Give each pathway's name above its first layer."""
+    for pathway in dict.fromkeys(layer.pathway for layer in network.layers):
+        first = next(boxes[layer.name] for layer in network.layers if layer.pathway == pathway)
+        if pathway != "network":
+            yield pathway, first.x + BOX_WIDTH // 2, first.y - 8
+
+
+def line(source: Panel, target: Panel, pair: tuple[str, str]) -> str:
+    """Return the path of the line from a source layer to a target layer, in the words of SVG.
+
+    It leaves the box to the right, runs between two rows out of the panel, crosses over, and comes in the same way.
+    """
+    start, end = source.boxes[pair[0]], target.boxes[pair[1]]
+    x0, y0 = start.x + BOX_WIDTH, start.y + BOX_HEIGHT // 2
+    x3, y3 = end.x, end.y + BOX_HEIGHT // 2
+    edge, half = source.x + source.width, _COLUMN_GAP // 2
+    parts = [f"M{x0} {y0}"]
+    if x0 < edge:
+        parts.append(f"C{x0 + half} {y0} {x0} {start.lane} {x0 + half} {start.lane} H{edge}")
+        x0, y0 = edge, start.lane
+    middle = (edge + target.x) // 2
+    if x3 > target.x:
+        parts.append(f"C{middle} {y0} {middle} {end.lane} {target.x} {end.lane} H{x3 - half}")
+        parts.append(f"C{x3} {end.lane} {x3 - half} {y3} {x3} {y3}")
+    else:
+        parts.append(f"C{middle} {y0} {middle} {y3} {x3} {y3}")
+    return " ".join(parts)
