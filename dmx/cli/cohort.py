@@ -113,7 +113,9 @@ def make(
             progress=lambda done, total, _: progress(done, total),
         )
     splits = ", ".join(f"{len(cohort.in_split(name))} {name}" for name in ("training", "validation", "evaluation"))
-    out.print(f"{escape(cohort.name)}: {len(cohort.cases)} cases ({splits}): {escape(str(cohort.manifest))}")
+    out.print(
+        f"{escape(cohort.name)}: {len(cohort.cases)} cases ({splits}): {escape(str(cohort.manifest))}", soft_wrap=True
+    )
 
 
 @app.command()
