@@ -1,9 +1,11 @@
 """Layers of the multi-scale network: [normalization or bias] → activation → dropout → kernel."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from dmx.config.model import ModelSection, Padding
@@ -12,6 +14,31 @@ from dmx.model.norms import Bias, Compatibility, make_norm
 from dmx.model.spec import LayerSpec
 
 _PRELU_INIT = 0.01
+
+
+class _PReLUOnCPU(torch.autograd.Function):
+    """PReLU whose gradient is two to four times faster on a CPU than torch's, which is not vectorized.
+
+    Segment after segment, so that what is needed in between stays in the processor's cache.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_NCIJK: Tensor, slope_C: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NCIJK, slope_C)
+        return functional.prelu(x_NCIJK, slope_C.to(x_NCIJK.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NCIJK: Tensor) -> tuple[Tensor, Tensor]:
+        x_NCIJK, slope_C = ctx.saved_tensors
+        slope = slope_C.to(x_NCIJK.dtype).view(-1, 1, 1, 1)
+        result, slope_gradient = torch.empty_like(x_NCIJK), torch.zeros_like(slope_C)
+        for x, gradient, out in zip(x_NCIJK, gradient_NCIJK, result, strict=True):
+            torch.ops.aten.threshold_backward.grad_input(gradient, x, 0, grad_input=out)
+            # Exactly the gradient where x <= 0, and 0 elsewhere.
+            negative = gradient - out
+            out.addcmul_(negative, slope)
+            slope_gradient += negative.mul_(x).sum((1, 2, 3), dtype=slope_C.dtype)
+        return result, slope_gradient
 
 
 class PReLU(nn.Module):
@@ -23,6 +50,9 @@ class PReLU(nn.Module):
 
     def forward(self, x_NCIJK: Tensor) -> Tensor:
         """Return ``max(0, x) + slope · min(0, x)``, in the precision of ``x``."""
+        if x_NCIJK.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            result: Tensor = _PReLUOnCPU.apply(x_NCIJK, self.weight)  # type: ignore[no-untyped-call]
+            return result
         return functional.prelu(x_NCIJK, self.weight.to(x_NCIJK.dtype))
 
 

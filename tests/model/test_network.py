@@ -19,7 +19,7 @@ from dmx.config.model import (
     WeightInitSection,
 )
 from dmx.errors import ModelError
-from dmx.model.blocks import UnscaledDropout, pad_mirror
+from dmx.model.blocks import PReLU, UnscaledDropout, pad_mirror
 from dmx.model.build import build_network
 from dmx.model.multiscale import MultiScaleNet
 from dmx.model.norms import RollingBatchNorm, make_norm
@@ -243,6 +243,29 @@ def test_a_factorized_kernel_is_a_convolution_with_the_product_of_its_factors() 
     torch.testing.assert_close(network.get_submodule("normal.block_1")(x), functional.conv3d(x, product, padding=1))
     assert len(list(network.get_submodule("normal.block_2.conv").children())) == 2
     assert len(network.kernel_parameters()) == 3 + 2 + 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_the_gradient_of_prelu_is_torchs(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, outer = (torch.randn(3, 4, 5, 6, 7, generator=generator).contiguous(memory_format=layout) for _ in range(2))
+    x[0, 0, 0, 0, :2] = torch.tensor([0.0, -0.0])
+    activation = PReLU(4)
+    with torch.no_grad():
+        activation.weight.copy_(torch.tensor([0.01, -0.5, 1.5, 0.0]))
+    wanted_x, wanted_slope = x.clone().requires_grad_(), activation.weight.detach().clone().requires_grad_()
+    wanted = functional.prelu(wanted_x, wanted_slope)
+    wanted.backward(outer)
+    x.requires_grad_()
+    got = activation(x)
+    got.backward(outer)
+    assert torch.equal(got, wanted)
+    assert torch.equal(got.detach(), activation(x.detach()).detach())
+    assert x.grad is not None
+    assert torch.equal(x.grad, wanted_x.grad)
+    assert x.grad.stride() == x.stride()
+    torch.testing.assert_close(activation.weight.grad, wanted_slope.grad)
+    assert not torch.equal(x.grad, outer)
 
 
 def test_dropout_keeps_the_mean_by_scaling_what_stays_or_all_in_prediction(tiny: ModelSection) -> None:
