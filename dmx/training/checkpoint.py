@@ -147,6 +147,32 @@ def read_checkpoint(folder: Path, *, verify: bool = True, with_training_state: b
     )
 
 
+class WeightsFile:
+    """The weights of a safetensors file, each read when it is asked for.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        Raises:
+            CheckpointError: The file cannot be read or has no such tensor.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"'{self._path}' cannot be read as weights: {error}.") from error
+        return tensor
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read what a checkpoint says about itself, without its weights.
 

@@ -37,6 +37,8 @@ def begin(state: TrainState, settings: FitSettings, emit: Emit) -> None:
     if not plan:
         return
     hold(state.model, plan, epoch)
+    # Moments that were kept from a source would take memory for nothing.
+    state.optimizer.forget(plan.frozen_parameters(epoch))
     if not state.origin.digests:
         names = plan.frozen_tensors(epoch)
         state.origin.digests = digests(state.model, names)

@@ -201,6 +201,13 @@ class Optimizer:
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Free the state of some parameters; it begins anew when they train."""
+        for name in names:
+            self.steps.pop(name, None)
+            for tensors in self.state.values():
+                tensors.pop(name, None)
+
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update each active parameter once with the learning rate `lr`, times its factor."""

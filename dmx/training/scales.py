@@ -63,7 +63,7 @@ def _of_name(key: str, parts: NetworkParts) -> tuple[str, ...]:
         return find(key, parts, what="optimizer.lr_scale").parameters
     except ConfigError as error:
         words = (RECEIVED, INITIALIZED, *parts.pathways)
-        hint = suggest(key, words)
+        hint = "" if "." in key or "*" in key else suggest(key, words)
         if not hint:
             raise
         raise ConfigError(f"optimizer.lr_scale names '{key}', which fits nothing.{hint}") from error
