@@ -86,7 +86,7 @@ def resume(
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         begin = _beginning(run, checked, session)
-        assembled = assemble(begin.checked, session)
+        assembled = assemble(begin.checked, session, received=begin.received)
         if begin.state is not None:
             assembled.state.load_state_dict(begin.state)
         assembled.state.last_checkpoint = begin.name
@@ -116,6 +116,7 @@ class _Beginning:
         name: Name of the checkpoint.
         source: Where the run's first weights came from.
         optimizer: What to say about the optimizer.
+        received: Parameter → how it came from the source, where the run begins again from it.
     """
 
     checked: Checked
@@ -123,6 +124,7 @@ class _Beginning:
     name: str | None = None
     source: Mapping[str, Any] | None = None
     optimizer: str
+    received: Mapping[str, str] | None = None
 
 
 def _beginning(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:
@@ -154,6 +156,7 @@ def _from_the_start(run: ActiveRun, checked: Checked, session: Session) -> _Begi
         checked=replace(checked, contract=paired(checked.contract, trained, [])),
         source=described_source(trained),
         optimizer=Start(words="", uninitialized=False, reset=True).optimizer_sentence,
+        received={name: "copied" for name, _ in checked.network.named_parameters()},
     )
 
 
