@@ -160,6 +160,10 @@ def open_tensorflow_checkpoint(prefix: Path) -> TensorFlowCheckpoint:
     Raises:
         CheckpointError: There is none, it is damaged, or it is of a kind that cannot be read.
     """
+    if prefix.is_dir():
+        found = [path.name.removesuffix(".index") for path in sorted(prefix.glob("*.index"))]
+        some = f"such as '{prefix / found[-1]}'" if found else "but there is none"
+        raise CheckpointError(f"'{prefix}' is a folder: give the path of one checkpoint in it, {some}.")
     prefix = prefix.with_name(prefix.name.removesuffix(".index").partition(".data-")[0])
     path = prefix.with_name(f"{prefix.name}.index")
     try:

@@ -227,6 +227,14 @@ def test_a_file_that_is_no_table_is_not_read_whole(tmp_path: Path) -> None:
         open_tensorflow_checkpoint(tmp_path / "net")
 
 
+def test_a_folder_is_answered_with_a_checkpoint_in_it(prefix: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is a folder: .* such as '.*/net\.ckpt'"):
+        open_tensorflow_checkpoint(prefix.parent)
+    index_of(prefix).unlink()
+    with pytest.raises(CheckpointError, match="but there is none"):
+        open_tensorflow_checkpoint(prefix.parent)
+
+
 def test_a_checkpoint_that_is_not_there_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'net\.index' is missing"):
         open_tensorflow_checkpoint(tmp_path / "net")
