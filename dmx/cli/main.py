@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from dmx import __version__
-from dmx.cli import cohort, config, model, predict, runs, train, ui
+from dmx.cli import cohort, config, model, predict, runs, train, transfer, ui
 from dmx.cli.console import err, out
 from dmx.errors import DmxError
 
@@ -38,6 +38,7 @@ def _options(
 
 app.command()(train.train)
 app.command()(train.finetune)
+app.command()(transfer.transfer)
 app.command()(train.resume)
 app.command()(predict.predict)
 app.command()(predict.evaluate)
@@ -50,6 +51,7 @@ app.command()(ui.ui)
 
 def main() -> None:
     """Run a command; end with one sentence and exit code 2 when the user can solve the problem."""
+    sys.argv[1:] = transfer.join_layers(sys.argv[1:])
     try:
         app()
     except DmxError as error:

@@ -19,6 +19,9 @@ Freeze = Annotated[
         help="Keep layers as they are: normal=1-3, fc=1, layers=NAME, norm_statistics=updating. May be repeated.",
     ),
 ]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Go on when validation cases were in the training of a source.")
+]
 FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 
 if TYPE_CHECKING:
@@ -34,14 +37,33 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to freeze layers that are still as they were initialized.")
     ] = False,
+    from_run: Annotated[
+        str | None, typer.Option("--from-run", metavar="RUN", help="Train the network of this transfer.")
+    ] = None,
+    allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
 ) -> None:
-    """Train a network on a cohort, as a new run."""
+    """Train a network on a cohort, as a new run; with a section 'transfer' it receives weights first."""
     from dmx.config.freeze import freeze_overrides
-    from dmx.config.load import load_experiment
+    from dmx.config.load import apply_overrides, load_experiment, read_raw
     from dmx.workflows.train import train as run_training
+    from dmx.workflows.transfer import train_transferred, transfer_and_train
 
-    settings = load_experiment(experiment, [*(overrides or ()), *freeze_overrides(freeze or ())])
+    changes = [*(overrides or ()), *freeze_overrides(freeze or ())]
+    raw = apply_overrides(read_raw(experiment), changes)
+    if raw.get("transfer"):
+        if from_run is not None:
+            raise ConfigError("The experiment has a section 'transfer', so --from-run has no place; leave one out.")
+        _run(
+            lambda session: transfer_and_train(
+                raw, session, path=experiment, name=name, strict=strict, allow_leak=allow_leak
+            )
+        )
+        return
+    settings = load_experiment(experiment, changes)
+    if from_run is not None:
+        _run(lambda session: train_transferred(settings, from_run, session, name=name, strict=strict))
+        return
     _run(lambda session: run_training(settings, session, name=name, strict=strict))
 
 
@@ -57,9 +79,7 @@ def finetune(
     keep_optimizer: Annotated[
         bool, typer.Option("--keep-optimizer", help="Keep the source's moments; the schedule still begins anew.")
     ] = False,
-    allow_leak: Annotated[
-        bool, typer.Option("--allow-leak", help="Go on when validation cases were in the training of the source.")
-    ] = False,
+    allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
     store: StoreAddress = None,
 ) -> None:

@@ -32,12 +32,22 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: The file cannot be read, or names every setting that cannot be used.
     """
+    raw = apply_overrides(read_raw(path), overrides)
+    return build_experiment(raw, source=str(path), folder=path.resolve().parent)
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """Read the plain values of an experiment, unchecked.
+
+    Raises:
+        ConfigError: The file cannot be read or holds no settings.
+    """
     if not path.is_file():
         raise ConfigError(f"Experiment '{path}' does not exist. Give the path of a YAML file.")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(f"Experiment '{path}' must hold settings such as 'name: …', got {type(raw).__name__}.")
-    return build_experiment(apply_overrides(raw, overrides), source=str(path), folder=path.resolve().parent)
+    return raw
 
 
 def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", folder: Path | None = None) -> Experiment:

@@ -14,6 +14,7 @@ from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, 
 from dmx.config.freeze import FreezeSection
 from dmx.config.model import ModelSection
 from dmx.config.optimization import LossSection, MonaiLoss, OptimizerSection, RegularizationSection, ScheduleSection
+from dmx.config.transfer import TransferSection
 
 __all__ = [
     "AugmentationSection",
@@ -207,4 +208,6 @@ class Experiment:
     validation: ValidationSection = field(default_factory=ValidationSection)
     checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
     prediction: PredictionSection = field(default_factory=PredictionSection)
+    transfer: TransferSection | None = None
+    """What the network receives from others before it trains; empty: nothing."""
     tracking: TrackingSection = field(default_factory=TrackingSection)

@@ -1,7 +1,7 @@
 """Plan a transfer: from the names and shapes of two networks to what happens to each tensor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmx.transfer.channels import ChannelMap, ChannelMaps, by_name, prefix
 from dmx.transfer.checks import check_head, check_sources, kernel_error, require_exact, require_known_joins
@@ -176,7 +176,11 @@ def _plan_named(
     layer: LayerSketch, tensor: TensorSketch, found: NamedTensor, *, target: NetworkSketch, options: TransferOptions
 ) -> TensorPlan:
     """Return what happens to a tensor whose layer is known by its name alone."""
-    sizes = dict(zip(found.tensor.axes, found.tensor.shape, strict=True))
+    source = found.tensor
+    if source.shape == tensor.shape:
+        # A file does not say what its axes mean; a tensor of the same name and shape means the same.
+        source = replace(source, axes=tensor.axes)
+    sizes = dict(zip(source.axes, source.shape, strict=True))
     maps: dict[Axis, ChannelMap] = {
         axis: prefix(sizes.get(axis, 0), size)
         for axis, size in zip(tensor.axes, tensor.shape, strict=True)
@@ -194,7 +198,7 @@ def _plan_named(
         tensor=tensor,
         network=theirs.name,
         source_layer=found.layer,
-        source=found.tensor,
+        source=source,
         maps=maps,
     )
     return plan_tensor(pair, adapt_kernels=options.adapt_kernels)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmx.config.load import apply_overrides, as_dict, build_experiment, config_diff
+from dmx.config.load import apply_overrides, as_dict, build_experiment, config_diff, read_raw
 from dmx.config.sections import Experiment
-from dmx.config.yaml_loader import read_yaml
 from dmx.errors import ConfigError, ModelError
 from dmx.preprocess.contract import Contract
 from dmx.tracking.mlflow_store import open_store
@@ -56,7 +55,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
     """
-    raw = apply_overrides(_read(request.experiment), request.overrides)
+    raw = apply_overrides(read_raw(request.experiment), request.overrides)
     store = open_store(uri or _tracking_uri(raw), session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
@@ -69,15 +68,6 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     notes += told + [f"Whom {name} was trained on is unknown, so leaks from it cannot be found." for name in unknown]
     start = _start(request, checked, trained, notes)
     return run_training(checked, session, start=replace(start, tags={**start.tags, **leak_tags}), name=request.name)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"Experiment '{path}' does not exist. Give the path of a YAML file.")
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"Experiment '{path}' must hold settings such as 'name: …', got {type(raw).__name__}.")
-    return raw
 
 
 def _tracking_uri(raw: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dmx.tracking.lineage import Source, source_tags
 from dmx.workflows.trained import Trained
 
-Kind = Literal["train", "finetune"]
+Kind = Literal["train", "finetune", "transfer"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""``dmx transfer``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from dmx.cli.config import ExperimentPath, Overrides
+from dmx.cli.console import out
+from dmx.cli.runs import RUN_HELP
+from dmx.cli.train import AllowLeak
+from dmx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dmx.transfer.plan import TransferPlan
+
+_LAYERS = "--layers"
+_COLORS = {"copied": "green", "sliced": "cyan", "adapted": "yellow", "initialized": "red"}
+
+
+def join_layers(words: Sequence[str]) -> list[str]:
+    """Let ``--layers 1 2 5`` be one word, ``1,2,5``.
+
+    >>> join_layers(["transfer", "x.yaml", "--layers", "1", "2", "5", "--dry-run"])
+    ['transfer', 'x.yaml', '--layers', '1,2,5', '--dry-run']
+    """
+    joined: list[str] = []
+    for word in words:
+        follows = len(joined) > 1 and joined[-2] == _LAYERS and joined[-1].replace(",", "").isdigit()
+        if follows and word.isdigit():
+            joined[-1] += f",{word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def transfer(
+    experiment: ExperimentPath,
+    from_run: Annotated[str | None, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", help="Weights that another tool wrote: safetensors or a torch file.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(_LAYERS, metavar="1 2 5", help="Depths of the source, from 1; else all but the head.")
+    ] = None,
+    head: Annotated[str | None, typer.Option("--head", help="initialized or copy.")] = None,
+    classes_from: Annotated[str | None, typer.Option("--classes-from", help="position or names.")] = None,
+    extra: Annotated[str | None, typer.Option("--extra", help="random or zero-cross, for a wider network.")] = None,
+    match_channels: Annotated[str | None, typer.Option("--match-channels", help="name or position.")] = None,
+    adapt_kernels: Annotated[
+        bool, typer.Option("--adapt-kernels", help="Adapt kernels of another size instead of refusing them.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and end.")] = False,
+    overrides: Overrides = None,
+    allow_leak: AllowLeak = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+) -> None:
+    """Give what a run has learned to a network of another shape, as a new run that can be trained."""
+    from dmx.cli.report import TerminalReport, print_result
+    from dmx.config.load import apply_overrides, read_raw
+    from dmx.tracking.location import project_root
+    from dmx.workflows.session import Session
+    from dmx.workflows.transfer import prepare_transfer
+    from dmx.workflows.transfer import transfer as run_transfer
+
+    words: dict[str, Any] = {
+        "layers": None if layers is None else _depths(layers),
+        "head": head,
+        "classes_from": classes_from,
+        "extra": extra,
+        "match_channels": match_channels,
+        "adapt_kernels": adapt_kernels or None,
+        "sources": _sources(from_run, from_file, checkpoint),
+    }
+    raw = apply_overrides(read_raw(experiment), overrides or ())
+    given = {key: value for key, value in words.items() if value is not None}
+    raw["transfer"] = {**(raw.get("transfer") or {}), **given}
+    with TerminalReport() as report:
+        session = Session(root=project_root(Path.cwd()), report=report)
+        if dry_run:
+            _print_plan(prepare_transfer(raw, session, path=experiment, allow_leak=allow_leak).plan)
+            return
+        done = run_transfer(raw, session, path=experiment, name=name, allow_leak=allow_leak)
+    _print_plan(done.plan)
+    print_result(
+        f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the new network, untrained.\n"
+        f"Train it:  dmx train {experiment} --from-run {done.run.id[:8]}"
+    )
+
+
+def _depths(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words):
+        raise ConfigError(f"--layers takes depths of the source such as 1 2 5, got '{text}'.")
+    return [int(word) for word in words]
+
+
+def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict[str, dict[str, str]] | None:
+    if run is not None and file is not None:
+        raise ConfigError("--from-run and --from-file name one source each; several sources go into the experiment.")
+    if file is not None:
+        return {"source": {"file": str(file.resolve())}}
+    if run is None:
+        return None
+    return {"source": {"run": run, **({} if checkpoint is None else {"checkpoint": checkpoint})}}
+
+
+def _print_plan(plan: "TransferPlan") -> None:
+    lines = plan.summary()
+    for line in lines[: len(plan.target.layers)]:
+        name, _, outcome = line.partition("  ")
+        color = _COLORS.get(outcome.split()[0].rstrip(":"), "default")
+        out.print(f"{escape(name)}  [{color}]{escape(outcome)}[/]", soft_wrap=True)
+    for sentence in lines[len(plan.target.layers) :]:
+        out.print(escape(sentence), soft_wrap=True)

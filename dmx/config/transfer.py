@@ -1,0 +1,65 @@
+"""The section of what a new network receives from others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSection:
+    """A network that gives: a run's checkpoint, or a file of weights that another tool wrote."""
+
+    __pydantic_config__ = _STRICT
+
+    run: str | None = None
+    """Run id, unique prefix, EXPERIMENT/RUN-NAME or EXPERIMENT/last."""
+    checkpoint: str | None = None
+    """best, last, initial or epoch=N; empty: the best one, else the last one."""
+    file: str | None = None
+    """State dict as safetensors, or a torch file that opens with weights_only=True; relative to the experiment."""
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.file is None):
+            raise ValueError("a source must name either a run or a file")
+        if self.file is not None and self.checkpoint is not None:
+            raise ValueError("checkpoint belongs to a run, not to a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSection:
+    """A rule that says where something of a source goes."""
+
+    __pydantic_config__ = _STRICT
+
+    source: str
+    """Layer or tensor of the source; * stands for any text."""
+    target: str
+    """Layer or tensor of the new network; its stars stand for what the source's stood for."""
+    network: str = ""
+    """Name of the source, where there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSection:
+    """What is received, and how; the rules are in docs/transfer.md."""
+
+    __pydantic_config__ = _STRICT
+
+    sources: Mapping[str, SourceSection] = field(default_factory=dict)
+    """Name: source. One source needs no `map`; several need rules that say what each gives."""
+    layers: tuple[int, ...] = ()
+    """Depths of the source, from 1; empty: every layer but the head."""
+    head: Literal["initialized", "copy"] = "initialized"
+    """Whether the classification layer is copied."""
+    classes_from: Literal["position", "names"] = "position"
+    """How the rows of a copied head correspond."""
+    extra: Literal["random", "zero-cross"] = "random"
+    """What extra channels of a wider network hold: as initialized, or without influence on the old ones."""
+    match_channels: Literal["name", "position"] = "name"
+    """How input channels correspond."""
+    adapt_kernels: bool = False
+    """Adapt kernels of another size instead of refusing them."""
+    map: tuple[MapSection, ...] = ()
+    """Explicit rules."""

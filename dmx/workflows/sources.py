@@ -1,0 +1,82 @@
+"""The networks that give, from runs and files; names and shapes first, weights when they are needed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmx.config.load import as_dict, build_experiment, section_from_dict
+from dmx.config.model import ModelSection
+from dmx.config.sections import Experiment
+from dmx.config.transfer import TransferSection
+from dmx.model.sketch import sketch_section
+from dmx.tracking.store import RunStore
+from dmx.training.checkpoint import WeightsFile
+from dmx.transfer.apply import TensorReader
+from dmx.transfer.describe import NetworkSketch
+from dmx.transfer.header import check_header, read_header
+from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.weights_file import FileSource, open_weights_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSource:
+    """A source network, named and shaped; its weights are read one by one when they are needed.
+
+    Attributes:
+        name: What the plan calls it.
+        sketch: Names and shapes.
+        reader: Gives a tensor by name.
+        trained: The run's network; ``None`` for a file.
+        file: The file; ``None`` for a run.
+        opened: The file's content.
+    """
+
+    name: str
+    sketch: NetworkSketch
+    reader: TensorReader
+    trained: Trained | None = None
+    file: Path | None = None
+    opened: FileSource | None = None
+
+
+def open_source(store: RunStore, name: str, section: TransferSection, *, path: Path, root: Path) -> OpenSource:
+    """Open one of the sources that a section names.
+
+    Raises:
+        RunError: There is no such run or checkpoint.
+        CheckpointError: The weights are missing or damaged.
+    """
+    given = section.sources[name]
+    if given.file is not None:
+        file = path.resolve().parent / given.file
+        file = file if file.is_file() else Path(given.file).resolve()
+        opened = open_weights_file(file, name=name)
+        return OpenSource(name=name, sketch=opened.sketch, reader=opened.reader, file=file, opened=opened)
+    trained = open_trained(store, str(given.run), checkpoint=given.checkpoint, root=root)
+    weights = trained.folder / "average.safetensors"
+    weights = weights if "average.safetensors" in trained.manifest["files"] else trained.folder / "model.safetensors"
+    sketch = sketch_section(
+        section_from_dict(ModelSection, trained.manifest["model"]),
+        name=name,
+        channels=trained.contract.channels,
+        classes=trained.contract.classes,
+        compatibility=trained.manifest["compatibility"],
+    )
+    check_header(sketch, read_header(weights))
+    return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)
+
+
+def settings_with(raw: Mapping[str, Any], sources: Sequence[OpenSource], *, path: Path) -> Experiment:
+    """Return the settings; what is left out of network and preprocessing comes from the first run among the sources."""
+    first = next((source.trained for source in sources if source.trained is not None), None)
+    inherited: dict[str, Any] = {}
+    if first is not None:
+        known = as_dict(first.experiment)
+        spacing = list(first.contract.spacing or ()) or "off"
+        inherited = {
+            "model": known["model"],
+            "preprocess": {**known["preprocess"], "spacing": spacing},
+            "compatibility": known["compatibility"],
+        }
+    return build_experiment({**inherited, **raw}, source=str(path), folder=path.resolve().parent)

@@ -1,0 +1,233 @@
+"""Transfer: a network of the experiment's shape receives weights from other runs or files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dmx.config.load import section_from_dict
+from dmx.config.model import ModelSection
+from dmx.config.sections import Experiment
+from dmx.config.transfer import TransferSection
+from dmx.errors import ConfigError, RunError
+from dmx.model.sketch import sketch_network
+from dmx.tracking.lineage import Source, source_tags
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.session import NewRun, start_run
+from dmx.tracking.store import RunInfo, RunStore
+from dmx.training.events import CheckpointDue
+from dmx.training.state import new_state
+from dmx.transfer.apply import apply_plan
+from dmx.transfer.options import MapRule, TransferOptions
+from dmx.transfer.plan import TransferPlan
+from dmx.transfer.planning import plan_transfer
+from dmx.workflows.assemble import Checked, check_training
+from dmx.workflows.equivalence import equivalence_error
+from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.inputs import log_inputs
+from dmx.workflows.params import training_params
+from dmx.workflows.privacy import hiding
+from dmx.workflows.received import received, transfer_start
+from dmx.workflows.saving import saver
+from dmx.workflows.session import Session
+from dmx.workflows.sources import OpenSource, open_source, settings_with
+from dmx.workflows.start import Start, described_source, source_params
+from dmx.workflows.train import Trainee, run_training
+from dmx.workflows.trained import Trained, open_trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A transfer that has been planned and carried out on a network in memory.
+
+    Attributes:
+        checked: The experiment, its network holding what was received.
+        plan: The plan.
+        start: How a run says where its weights come from.
+        error: Largest relative difference of outputs that the plan implies to be equal; ``None`` without any.
+    """
+
+    checked: Checked
+    plan: TransferPlan
+    start: Start
+    error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transferred:
+    """What came out.
+
+    Attributes:
+        run: The new run.
+        plan: The plan.
+    """
+
+    run: RunInfo
+    plan: TransferPlan
+
+
+def prepare_transfer(raw: Mapping[str, Any], session: Session, *, path: Path, allow_leak: bool = False) -> Transfer:
+    """Plan a transfer and carry it out on a fresh network; nothing is written.
+
+    Args:
+        raw: Settings with a section ``transfer``; ``model``, ``preprocess`` and ``compatibility`` may be left out.
+        session: Where the project is and whom to tell.
+        path: File of the experiment.
+        allow_leak: Go on when validation cases were in the training of a source.
+
+    Raises:
+        DmxError: Something that the user can mend.
+    """
+    section = _section(raw)
+    store = open_store(_uri(raw), session.root)
+    sources = [open_source(store, name, section, path=path, root=session.root) for name in section.sources]
+    experiment = settings_with(raw, sources, path=path)
+    checked = check_training(experiment, session)
+    contract = checked.contract
+    target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.classes)
+    plan = plan_transfer([source.sketch for source in sources], target, _options(section))
+    apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
+    notes, tags = _leaks(store, sources, checked, allowed=allow_leak)
+    networks = {source.name: source.trained.network for source in sources if source.trained is not None}
+    error = equivalence_error(plan, checked.network, networks)
+    if error is not None:
+        notes.append(f"Outputs that must equal the source's differ by at most {error:.2g} (relative).")
+    start = transfer_start(checked, plan, sources, notes=notes, tags=tags)
+    return Transfer(checked=checked, plan=plan, start=start, error=error)
+
+
+def transfer(
+    raw: Mapping[str, Any], session: Session, *, path: Path, name: str | None = None, allow_leak: bool = False
+) -> Transferred:
+    """Make a run whose artifact is the experiment's network with received weights, untrained.
+
+    Raises:
+        DmxError: Something that the user can mend, before the run exists whenever it can be known before.
+    """
+    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak)
+    experiment, start = done.checked.experiment, done.start
+    store = open_store(experiment.tracking.uri, session.root)
+    new = NewRun(
+        experiment=experiment.tracking.experiment or experiment.name,
+        kind="transfer",
+        words=start.words,
+        name=name,
+        params={**training_params(done.checked), "optimizer_state": "none", **start.params},
+        tags={"dmx.task": experiment.task, "dmx.optimizer_state": "none: not trained", **start.tags},
+        note=experiment.description,
+    )
+    with start_run(store, new, root=session.root, notify=session.report.say) as run:
+        run.hide = hiding(experiment, done.checked.data.cohort.cases, session.root)
+        log_inputs(run, done.checked, session.root)
+        for place, text in start.texts.items():
+            run.log_text(place, text)
+        for sentence in start.sentences:
+            run.log_line(sentence)
+        state = new_state(done.checked.network, done.checked.settings)
+        due = CheckpointDue(state=state, position=state.position, names=("initial",))
+        folder = run.checkpoints.folder(0, 0)
+        saver(done.checked, run_id=run.info.id, source=start.source)(due, folder)
+        run.checkpoints.publish(folder, due.names)
+        if done.error is not None:
+            run.log_metrics({"transfer/equivalence_error": done.error}, 0)
+        return Transferred(run=run.info, plan=done.plan)
+
+
+def transfer_and_train(
+    raw: Mapping[str, Any], session: Session, *, path: Path, name: str | None, strict: bool, allow_leak: bool
+) -> Trainee:
+    """Transfer and train in one run."""
+    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak)
+    return run_training(done.checked, session, start=done.start, name=name, strict=strict)
+
+
+def train_transferred(experiment: Experiment, run: str, session: Session, *, name: str | None, strict: bool) -> Trainee:
+    """Train the network of a transfer, whose optimizer does not exist yet.
+
+    Raises:
+        RunError: The run has been trained already.
+        ConfigError: The experiment's network is another one.
+    """
+    store = open_store(experiment.tracking.uri, session.root)
+    source = open_trained(store, run, checkpoint=None, root=session.root)
+    place = f"'{source.run.experiment}/{source.run.name}'"
+    if source.manifest["global_step"] > 0 or source.run.kind != "transfer":
+        raise RunError(
+            f"Run {place} has been trained. Use 'dmx resume' to go on with it, or 'dmx finetune' to train its network "
+            "as a new run."
+        )
+    model = section_from_dict(ModelSection, source.manifest["model"])
+    experiment = replace(experiment, model=model, compatibility=source.manifest["compatibility"])
+    checked = check_training(experiment, session)
+    if (checked.contract.channels, checked.contract.classes) != (source.contract.channels, source.contract.classes):
+        raise ConfigError(
+            f"The cohort has the channels {', '.join(checked.contract.channels)} and classes "
+            f"{', '.join(checked.contract.classes)}; run {place} was made for the channels "
+            f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.classes)}. Transfer again "
+            "with this experiment."
+        )
+    received = _received_of(store, source)
+    start = Start(
+        words=experiment.description or experiment.name,
+        weights=dict(source.network.state_dict()),
+        tags=source_tags(
+            [Source(run=source.run, checkpoint=f"checkpoints/{source.folder.name}", sha256=source.sha256)],
+            experiment=experiment.tracking.experiment or experiment.name,
+        ),
+        params=source_params(source),
+        source=described_source(source),
+        received=received,
+    )
+    return run_training(checked, session, start=start, name=name, strict=strict)
+
+
+def _received_of(store: RunStore, source: Trained) -> dict[str, str]:
+    """Return what the transfer's plan says of each parameter."""
+    local = store.local_artifacts(source.run.id)
+    if local is None or not (local / "transfer/plan.json").is_file():
+        return {}
+    return received(TransferPlan.from_dict(json.loads((local / "transfer/plan.json").read_text(encoding="utf-8"))))
+
+
+def _section(raw: Mapping[str, Any]) -> TransferSection:
+    section = section_from_dict(TransferSection, raw.get("transfer") or {})
+    if not section.sources:
+        raise ConfigError("transfer.sources must name a run or a file; '--from-run RUN' names one, too.")
+    return section
+
+
+def _uri(raw: Mapping[str, Any]) -> str | None:
+    tracking = raw.get("tracking")
+    uri = tracking.get("uri") if isinstance(tracking, dict) else None
+    return uri if isinstance(uri, str) else None
+
+
+def _options(section: TransferSection) -> TransferOptions:
+    return TransferOptions(
+        layers=section.layers,
+        head=section.head,
+        classes_from=section.classes_from,
+        extra=section.extra,
+        match_channels=section.match_channels,
+        adapt_kernels=section.adapt_kernels,
+        map=tuple(MapRule(rule.source, rule.target, rule.network) for rule in section.map),
+    )
+
+
+def _leaks(
+    store: RunStore, sources: Sequence[OpenSource], checked: Checked, *, allowed: bool
+) -> tuple[list[str], dict[str, str]]:
+    notes: list[str] = []
+    tags: dict[str, str] = {}
+    for source in sources:
+        if source.trained is None:
+            notes.append(f"Whom '{source.name}' was trained on is unknown, so leaks from it cannot be found.")
+            continue
+        leaks, unknown = find_leaks(
+            store, source.trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation
+        )
+        told, found = require_no_leak(leaks, allowed=allowed)
+        notes += [*told, *(f"Whom {name} was trained on is unknown." for name in unknown)]
+        tags |= found
+    return notes, tags
