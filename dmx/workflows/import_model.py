@@ -33,7 +33,7 @@ from dmx.workflows.session import Session
 _CHANGEABLE = ("name", "description", "preprocess", "prediction", "tracking")
 _AS_THEY_ARE = (
     "Intensities go in as they are, which is DeepMedic's default. If the training normalized them (norm_zscore_prms), "
-    "import with its training configuration too."
+    "give its configuration with --train-config."
 )
 
 

@@ -129,8 +129,8 @@ def cohort_of_run(manifest: Path | None, trained: Trained) -> Cohort:
     section = trained.experiment.cohort
     if manifest is None and not section.manifest:
         raise CohortError(
-            f"Run '{trained.run.experiment}/{trained.run.name}' has no cohort, because its network was imported: name a "
-            "manifest."
+            f"Run '{trained.run.experiment}/{trained.run.name}' has no cohort, because its network was imported: name "
+            "a manifest."
         )
     own = Path(section.manifest)
     cohort = read_cohort(manifest or own)
