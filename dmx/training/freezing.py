@@ -5,7 +5,6 @@ from typing import Literal
 
 from dmx.errors import ConfigError, TrainingError
 from dmx.training.events import Event, FrozenChecked, Notice
-from dmx.training.position import Position
 from dmx.training.scales import resolve_scales
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
@@ -43,7 +42,7 @@ def begin(state: TrainState, settings: FitSettings, emit: Emit) -> None:
         names = plan.frozen_tensors(epoch)
         state.origin.digests = digests(state.model, names)
         emit(_record(state, "start", names, changed=()))
-    elif state.position != Position():
+    else:
         _check(state, "resume", plan.frozen_tensors(epoch), emit=emit)
 
 
