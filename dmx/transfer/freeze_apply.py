@@ -31,11 +31,12 @@ def hold(model: "nn.Module", plan: FreezePlan, epoch: int) -> None:
         trains = name not in frozen
         if parameter.requires_grad != trains:
             parameter.requires_grad_(trains)
-        if not trains:
+        if not trains and parameter.grad is not None:
             parameter.grad = None
     for name, module in model.named_modules():
-        if name in plan.modules:
-            module.training = model.training and name not in still
+        wanted = model.training and name not in still
+        if name in plan.modules and module.training != wanted:
+            module.training = wanted
 
 
 def digests(model: "nn.Module", names: Iterable[str]) -> dict[str, str]:
