@@ -1,20 +1,27 @@
 """What a network says of itself to a transfer: names, shapes, how layers are joined."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmx.config.model import ModelSection
-from dmx.geometry import triple
+from dmx.errors import ModelError
+from dmx.geometry import SegmentPlan, triple
 from dmx.model.blocks import Block, UnscaledDropout
 from dmx.model.build import build_network
+from dmx.model.meta import meta_call, meta_patches, meta_state, mode
 from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import Network
 from dmx.model.norms import Compatibility, RollingBatchNorm
 from dmx.model.spec import NetworkSpec, resolve, size_text
 from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
 from dmx.transfer.layout import module_layers, pathway_layers
+
+# Segments, in voxels a side, of which one suits every network that halves its features a few times.
+_SIZES = (32, 64, 96, 128)
 
 
 def sketch_network(
@@ -30,8 +37,9 @@ def sketch_network(
     """
     if isinstance(network, MultiScaleNet):
         return _sketch_multiscale(network, name=name, channels=channels, classes=classes)
-    head = next((group.name for group in network.layer_groups() if group.is_head), None)
-    return sketch_module(network, name=name, head=head, channels=channels, classes=classes)
+    heads = [group.name for group in network.layer_groups() if group.is_head]
+    layers = module_layers(_infos(network), heads=heads, scan_readers=_scan_readers(network))
+    return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
 
 
 def sketch_section(
@@ -74,9 +82,41 @@ def sketch_module(
         channels: Names of the input channels, if they are known.
         classes: Names of the classes, if they are known.
     """
-    return NetworkSketch(
-        name, module_layers(_infos(module), head=head), (), tuple(channels), tuple(classes), settings={}
-    )
+    layers = module_layers(_infos(module), heads=[head] if head else ())
+    return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
+
+
+def _scan_readers(network: Network) -> set[str]:
+    """Return the modules that get the scan itself, found by following a pass without values."""
+    plan = _small_plan(network)
+    if plan is None:
+        return set()
+    found: set[str] = set()
+    patches = meta_patches(plan, batch_size=1, num_channels=network.num_channels)
+
+    def note(name: str, inputs: tuple[object, ...]) -> None:
+        if any(given is patch for given in inputs for patch in patches):
+            found.add(name)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with mode(network, training=False), torch.no_grad():
+            meta_call(network, meta_state(network), patches)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _small_plan(network: Network) -> SegmentPlan | None:
+    """Return the plan of a small segment that the network can take."""
+    for size in _SIZES:
+        with suppress(ModelError):
+            return network.segment_plan(triple(size))
+    return None
 
 
 def _infos(module: nn.Module) -> list[TensorInfo]:

@@ -81,22 +81,21 @@ def _panel(network: NetworkOutline, *, x: int, y: int) -> Panel:
     top = y + _TITLE + _HEADING
     boxes: dict[str, Box] = {}
     lowest = 0
-    for index, layer in enumerate(network.layers):
-        # Modules that are not counted have no depth; without pathways all are drawn in their order.
-        level = index if layer.pathway == "network" else layer.depth - 1
+    # Modules without parameters have no depth and are not drawn.
+    for layer in (layer for layer in network.layers if layer.depth):
         below = layer.pathway == "fc" and "fc" not in names
         column = 0 if below else names.index(layer.pathway)
         left = x + (width - BOX_WIDTH) // 2 if below else x + column * (BOX_WIDTH + _COLUMN_GAP)
-        upper = top + level * row + (_HEADING if below else 0)
+        upper = top + (layer.depth - 1) * row + (_HEADING if below else 0)
         boxes[layer.name] = Box(layer, left, upper, upper + BOX_HEIGHT + _LANE_MARGIN + column * _LANE)
         lowest = max(lowest, upper + row)
-    return Panel(network, x, y, width, lowest - y, boxes, list(_headings(network, boxes)))
+    return Panel(network, x, y, width, lowest - y, boxes, list(_headings(boxes)))
 
 
-def _headings(network: NetworkOutline, boxes: Mapping[str, Box]) -> Iterator[tuple[str, int, int]]:
+def _headings(boxes: Mapping[str, Box]) -> Iterator[tuple[str, int, int]]:
     """Give each pathway's name above its first layer."""
-    for pathway in dict.fromkeys(layer.pathway for layer in network.layers):
-        first = next(boxes[layer.name] for layer in network.layers if layer.pathway == pathway)
+    for pathway in dict.fromkeys(box.layer.pathway for box in boxes.values()):
+        first = next(box for box in boxes.values() if box.layer.pathway == pathway)
         if pathway != "network":
             yield pathway, first.x + BOX_WIDTH // 2, first.y - 8
 

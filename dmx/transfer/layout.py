@@ -42,7 +42,7 @@ def sketch_tensors(
     if all(_PATHWAY_LAYER.match(info.name) for info in tensors) and tensors:
         layers, pathways = pathway_layers(tensors)
     else:
-        layers, pathways = module_layers(tensors, head=head), ()
+        layers, pathways = module_layers(tensors, heads=[head] if head else ()), ()
     return NetworkSketch(name, layers, pathways, tuple(channels), tuple(classes))
 
 
@@ -123,20 +123,20 @@ def _block_tensor(layer: str, info: TensorInfo, kernels: Sequence[TensorInfo]) -
 
 
 def module_layers(
-    tensors: Sequence[TensorInfo], *, head: str | None = None, scan_readers: Collection[str] = ()
+    tensors: Sequence[TensorInfo], *, heads: Collection[str] = (), scan_readers: Collection[str] = ()
 ) -> tuple[LayerSketch, ...]:
     """Return one layer per module that owns tensors, in their order; those without parameters are not counted.
 
     Args:
         tensors: Names and shapes, in the order of the state dict.
-        head: Name of the module that gives the class scores; None: the last kernel.
+        heads: Names of the modules that give the class scores, their parts included; empty: the last kernel.
         scan_readers: Layers that are known to read the scan itself.
     """
     grouped: dict[str, list[TensorInfo]] = {}
     for info in tensors:
         grouped.setdefault(info.name.rpartition(".")[0], []).append(info)
     kernels = [name for name, own in grouped.items() if any(len(info.shape) > 1 and info.learned for info in own)]
-    head = head if head is not None else kernels[-1] if kernels else None
+    heads = tuple(f"{head}." for head in heads or kernels[-1:])
     layers = []
     count = 0
     for name, own in grouped.items():
@@ -155,7 +155,7 @@ def module_layers(
                 pathway="network",
                 position=count if counted else 0,
                 depth=count if counted else 0,
-                is_head=head is not None and f"{name}.".startswith(f"{head}."),
+                is_head=f"{name}.".startswith(heads),
                 tensors=sketches,
                 in_channels=main.shape[1] if len(main.shape) > 1 else 0,
                 out_channels=main.shape[0] if main.shape else 0,

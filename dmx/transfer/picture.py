@@ -53,7 +53,8 @@ def _own(plan: TransferPlan) -> dict[str, list[TensorPlan]]:
 
 
 def _legend(plan: TransferPlan) -> Iterator[str]:
-    actions = [layer_action(tensors) for tensors in _own(plan).values() if tensors]
+    counted = {layer.name for layer in plan.target.layers if layer.depth}
+    actions = [layer_action(tensors) for name, tensors in _own(plan).items() if name in counted]
     for action, meaning in ACTIONS.items():
         count = actions.count(action)
         layers = "layer" if count == 1 else "layers"
@@ -66,7 +67,8 @@ def _svg(plan: TransferPlan, drawing: Drawing) -> Iterator[str]:
     panels = {panel.network.name: panel for panel in drawing.sources}
     for number, (target, network, source) in enumerate(plan.pairs):
         action = layer_action(own[target])
-        if (network, source) in used and action != "initialized":
+        drawn = target in drawing.target.boxes and source in panels[network].boxes
+        if drawn and (network, source) in used and action != "initialized":
             path = line(panels[network], drawing.target, (source, target))
             yield f'<path class="line {action}" data-line="{number}" d="{path}"/>'
     for panel in drawing.sources:
@@ -110,8 +112,7 @@ def _box(box: Box, state: str, *, key: str, share: float | None) -> str:
 
 def _details(plan: TransferPlan) -> dict[str, object]:
     """Return what the page shows about a layer under the pointer, and which lines belong to it."""
-    lines = layer_lines(plan.target.layers, plan.tensors)
-    texts = {f":{layer.name}": [text] for layer, text in zip(plan.target.layers, lines, strict=True)}
+    texts = {f":{layer.name}": layer_lines([layer], plan.tensors) for layer in plan.target.layers}
     for tensor in plan.tensors:
         texts[f":{tensor.layer}"].append(_tensor_text(tensor))
     links: dict[str, list[int]] = {}

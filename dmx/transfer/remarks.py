@@ -43,7 +43,7 @@ def remarks(
         tensor.layer == head.name and tensor.action != "initialized" for tensor in tensors
     )
     for source in sources:
-        if options.match_channels == "name" and source.channels and target.channels:
+        if options.match_channels == "name" and source.channels and target.channels and _known(source, target):
             notes += _names("Input channels", source, source.channels, target.channels)
         if copied_head and source.classes and target.classes and set(source.classes) & set(target.classes):
             notes += _names("Classes", source, source.classes, target.classes)
@@ -52,6 +52,11 @@ def remarks(
             if not used & {layer.name for layer in source.pathway(pathway)}:
                 notes.append(f"Pathway '{pathway}' of {source.name} is not used.")
     return tuple(notes)
+
+
+def _known(source: NetworkSketch, target: NetworkSketch) -> bool:
+    """Return whether the layers that read the scan are known, so that its channels can be told apart."""
+    return any(layer.reads == () for network in (source, target) for layer in network.layers)
 
 
 def _names(what: str, source: NetworkSketch, theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
@@ -87,11 +92,19 @@ def warn(plan: TransferPlan, sources: Sequence[NetworkSketch], target: NetworkSk
         )
     by_name = plan.options.match_channels == "name"
     warnings += [
+        f"Input channels of {source.name} ({', '.join(source.channels)}) are taken in order for "
+        f"{', '.join(target.channels)}, as neither network says which of its layers read the scan."
+        for source in sources
+        if by_name and source.channels and target.channels and not _known(source, target)
+        if source.channels != target.channels
+    ]
+    warnings += [
         f"No input channel of {source.name} ({', '.join(source.channels)}) has the name of one here "
         f"({', '.join(target.channels)}), so the first layers receive no kernels. "
         "Use --match-channels position to take the channels in order."
         for source in sources
-        if by_name and source.channels and target.channels and not set(source.channels) & set(target.channels)
+        if by_name and source.channels and target.channels and _known(source, target)
+        if not set(source.channels) & set(target.channels)
     ]
     return replace(plan, warnings=tuple(warnings))
 

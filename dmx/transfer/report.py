@@ -40,9 +40,10 @@ def layer_action(tensors: Sequence[TensorPlan]) -> str:
 
 
 def layer_lines(layers: Sequence[LayerOutline], tensors: Sequence[TensorPlan]) -> list[str]:
-    """Return a line per layer of the target: what it receives, from where, and how much of it."""
-    width = max((len(layer.name) for layer in layers), default=0)
-    return [f"{layer.name:<{width}}  {_outcome(layer, tensors)}" for layer in layers]
+    """Return a line per layer with parameters: what it receives, from where, and how much of it."""
+    counted = [layer for layer in layers if layer.depth]
+    width = max((len(layer.name) for layer in counted), default=0)
+    return [f"{layer.name:<{width}}  {_outcome(layer, tensors)}" for layer in counted]
 
 
 def _outcome(layer: LayerOutline, tensors: Sequence[TensorPlan]) -> str:
