@@ -11,12 +11,37 @@ from dmx.transfer.names import NamedTensor
 from dmx.transfer.options import TransferOptions
 
 
-def check_sources(sources: Sequence[NetworkSketch]) -> None:
-    """Check that there is a source and that several have different names."""
+def check_sources(sources: Sequence[NetworkSketch], options: TransferOptions) -> None:
+    """Check that there is a source, that several have different names, and that the options say what to do with them.
+
+    Raises:
+        TransferError: One of these does not hold.
+    """
     names = [source.name for source in sources]
     if not names or len(set(names)) < len(names):
         got = f"twice '{max(names, key=names.count)}'" if names else "none"
         raise TransferError(f"A transfer needs one source, or several of different names, got {got}.")
+    if len(names) > 1 and options.layers:
+        raise TransferError(
+            f"--layers counts the depths of one source, got {len(names)} sources: {', '.join(names)}. "
+            "Name what comes from which of them in a map."
+        )
+
+
+def check_head_received(received: bool, options: TransferOptions) -> None:
+    """Check that a head that is to be copied, or whose rows are to be paired, receives something.
+
+    Raises:
+        TransferError: It receives nothing.
+    """
+    if received:
+        return
+    if options.head == "copy":
+        raise TransferError("The head is to be copied, but no rule says from which of the sources. Add one to the map.")
+    if options.classes_from == "names":
+        raise TransferError(
+            "--classes-from names pairs the rows of a copied head, but the head stays as initialized. Add --head copy."
+        )
 
 
 def check_head(

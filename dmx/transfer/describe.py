@@ -91,7 +91,8 @@ class NetworkSketch:
         pathways: Parallel pathways in order; empty in any other network, whose tensors are paired by name.
         channels: Names of the input channels; empty: not known.
         classes: Names of the classes; empty: not known.
-        settings: What the whole network decides: upsampling, compatibility, the factor of each pathway.
+        settings: What the whole network decides: upsampling, subsampling, the factor of each pathway.
+        prefix: What a tool put before all names of the tensors, and layers are named without.
     """
 
     name: str
@@ -100,6 +101,7 @@ class NetworkSketch:
     channels: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    prefix: str = ""
 
     @property
     def tensors(self) -> tuple[TensorSketch, ...]:

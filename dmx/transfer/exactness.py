@@ -12,8 +12,14 @@ _SHOWN_LAYERS = 3
 _AT_JOINS = ("upsampling", "shrinkage of the pathways")
 
 
-def differences(pairs: Sequence[LayerPair], target: NetworkSketch) -> list[str]:
-    """Return a sentence for each setting in which corresponding layers, or the networks, differ."""
+def differences(pairs: Sequence[LayerPair], pairing: Pairing, target: NetworkSketch) -> list[str]:
+    """Return a sentence for each setting in which layers that receive, or the networks, differ from the source's.
+
+    Args:
+        pairs: Layers that receive.
+        pairing: All layers that correspond.
+        target: The target.
+    """
     found: dict[tuple[str, Setting, Setting], list[str]] = {}
     for pair in pairs:
         for key in _differing(pair):
@@ -26,6 +32,9 @@ def differences(pairs: Sequence[LayerPair], target: NetworkSketch) -> list[str]:
         f"Not exact: {key} is {_text(theirs)} in the source and {_text(ours)} here ({_names(layers)})."
         for (key, theirs, ours), layers in found.items()
     ]
+    elsewhere = [pair.target.name for pair in pairs if _reads_elsewhere(pair, pairing)]
+    if elsewhere:
+        sentences.append(f"Not exact: other layers are read here than in the source ({_names(elsewhere)}).")
     networks = {pair.network.name: pair.network for pair in pairs}
     for network in networks.values():
         for key in sorted(network.settings.keys() & target.settings.keys()):
@@ -42,6 +51,18 @@ def _differing(pair: LayerPair) -> list[str]:
     if "statistics" in keys and not _same_ring(pair):
         keys.remove("statistics")
     return keys
+
+
+def _reads_elsewhere(pair: LayerPair, pairing: Pairing) -> bool:
+    """Return whether a layer reads the outputs of layers that do not correspond to those that it read."""
+    ours, theirs = pair.target.reads or (), pair.source.reads or ()
+    if len(ours) < len(theirs) or bool(ours) != bool(theirs):
+        return True
+    found = [pairing.counterparts.get(name) for name in ours[: len(theirs)]]
+    return any(
+        other is None or other.source.name != name or other.network is not pair.network
+        for other, name in zip(found, theirs, strict=True)
+    )
 
 
 def _same_ring(pair: LayerPair) -> bool:

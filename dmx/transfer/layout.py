@@ -39,11 +39,22 @@ def sketch_tensors(
         channels: Names of the input channels, if they are known.
         classes: Names of the classes, if they are known.
     """
-    if all(_PATHWAY_LAYER.match(info.name) for info in tensors) and tensors:
-        layers, pathways = pathway_layers(tensors)
-    else:
-        layers, pathways = module_layers(tensors, heads=[head] if head else ()), ()
-    return NetworkSketch(name, layers, pathways, tuple(channels), tuple(classes))
+    prefix = _pathway_prefix(tensors)
+    if prefix is None:
+        layers = module_layers(tensors, heads=[head] if head else ())
+        return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
+    layers, pathways = pathway_layers(tensors, prefix=prefix)
+    return NetworkSketch(name, layers, pathways, tuple(channels), tuple(classes), prefix=prefix)
+
+
+def _pathway_prefix(tensors: Sequence[TensorInfo]) -> str | None:
+    """Return what stands before the names of a multi-scale network; None: it is another one."""
+    found = _PATHWAY_LAYER.search(tensors[0].name) if tensors else None
+    if found is None:
+        return None
+    prefix = tensors[0].name[: found.start()]
+    alike = all(info.name.startswith(prefix) and _PATHWAY_LAYER.match(info.name, len(prefix)) for info in tensors)
+    return prefix if alike and (not prefix or prefix.endswith(".")) else None
 
 
 def pathway_layers(
@@ -51,6 +62,7 @@ def pathway_layers(
     *,
     residual: Collection[str] = (),
     settings: Mapping[str, Mapping[str, Setting]] | None = None,
+    prefix: str = "",
 ) -> tuple[tuple[LayerSketch, ...], tuple[str, ...]]:
     """Return the layers of a multi-scale network, and its parallel pathways.
 
@@ -58,10 +70,11 @@ def pathway_layers(
         tensors: Names and shapes.
         residual: Layers to whose output the input of the layer before is added.
         settings: What else decides the output of a layer, by its name.
+        prefix: What stands before all names; layers are named without.
     """
     grouped: dict[str, list[TensorInfo]] = {}
     for info in tensors:
-        match = _PATHWAY_LAYER.match(info.name)
+        match = _PATHWAY_LAYER.match(info.name, len(prefix))
         assert match is not None
         grouped.setdefault(match[1], []).append(info)
     names: dict[str, list[str]] = {}
@@ -74,7 +87,8 @@ def pathway_layers(
     for pathway in (*parallel, "fc"):
         for position, layer in enumerate(names.get(pathway, []), start=1):
             before = names[pathway][position - 2] if position > 1 else ""
-            kernels = sorted((info for info in grouped[layer] if _is_kernel(layer, info)), key=lambda info: info.name)
+            own = f"{prefix}{layer}."
+            kernels = sorted((info for info in grouped[layer] if _is_kernel(own, info)), key=lambda info: info.name)
             layers.append(
                 LayerSketch(
                     name=layer,
@@ -82,7 +96,7 @@ def pathway_layers(
                     position=position,
                     depth=position + (longest if pathway == "fc" else 0),
                     is_head=layer == "head",
-                    tensors=tuple(_block_tensor(layer, info, kernels) for info in grouped[layer]),
+                    tensors=tuple(_block_tensor(own, info, kernels) for info in grouped[layer]),
                     in_channels=kernels[0].shape[1] if kernels else 0,
                     out_channels=kernels[-1].shape[0] if kernels else 0,
                     reads=reads[layer],
@@ -104,13 +118,13 @@ def _reads(names: Mapping[str, Sequence[str]], parallel: Sequence[str]) -> dict[
     return reads
 
 
-def _is_kernel(layer: str, info: TensorInfo) -> bool:
-    return info.name.startswith(f"{layer}.conv.") and info.name.endswith(".weight")
+def _is_kernel(own: str, info: TensorInfo) -> bool:
+    return info.name.startswith(f"{own}conv.") and info.name.endswith(".weight")
 
 
-def _block_tensor(layer: str, info: TensorInfo, kernels: Sequence[TensorInfo]) -> TensorSketch:
+def _block_tensor(own: str, info: TensorInfo, kernels: Sequence[TensorInfo]) -> TensorSketch:
     """Return a tensor of a block of [norm] → activation → kernel, where all before the kernel follows the input."""
-    part = info.name[len(layer) + 1 :]
+    part = info.name.removeprefix(own)
     axes: tuple[Axis, ...] = ()
     if info in kernels:
         # Of a kernel in factors only the first one reads the layer's input.

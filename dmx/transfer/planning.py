@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dmx.transfer.channels import ChannelMap, ChannelMaps, by_name, prefix
-from dmx.transfer.checks import check_head, check_sources, kernel_error, require_exact, require_known_joins
+from dmx.transfer.checks import (
+    check_head,
+    check_head_received,
+    check_sources,
+    kernel_error,
+    require_exact,
+    require_known_joins,
+)
 from dmx.transfer.describe import Axis, LayerSketch, NetworkSketch, TensorSketch
 from dmx.transfer.exactness import differences, equal_outputs
 from dmx.transfer.match import LayerPair, Pairing, pair_layers
@@ -51,9 +58,11 @@ def plan_transfer(
         TransferError: The networks do not fit in the way that is asked for, or nothing would be transferred.
     """
     sources = (source,) if isinstance(source, NetworkSketch) else tuple(source)
-    check_sources(sources)
+    check_sources(sources, options)
     pathways = bool(target.pathways) and all(network.pathways for network in sources)
     draft = (_by_pathways if pathways else _by_names)(sources, target, options)
+    heads = {layer.name for layer in target.layers if layer.is_head}
+    check_head_received(any(name in heads for name, _, _ in draft.pairs), options)
     used = {(tensor.network, tensor.source) for tensor in draft.tensors if tensor.action != "initialized"}
     plan = TransferPlan(
         options=options,
@@ -85,7 +94,7 @@ def _by_pathways(sources: Sequence[NetworkSketch], target: NetworkSketch, option
     tensors = _plan_layers(target, pairing, maps, options)
     equal = equal_outputs(target, pairing, maps, {tensor.name: tensor for tensor in tensors})
     pairs = tuple((pair.target.name, pair.network.name, pair.source.name) for pair in chosen)
-    return _Draft(tensors, pairs, equal, tuple(differences(chosen, target)))
+    return _Draft(tensors, pairs, equal, tuple(differences(chosen, pairing, target)))
 
 
 def _plan_layers(

@@ -38,20 +38,28 @@ def remarks(
 ) -> tuple[str, ...]:
     """Return which channels and classes correspond, and which pathways of the sources are not used."""
     notes = []
-    head = target.head
-    copied_head = head is not None and any(
-        tensor.layer == head.name and tensor.action != "initialized" for tensor in tensors
-    )
+    heads = {layer.name for layer in target.layers if layer.is_head}
     for source in sources:
         if options.match_channels == "name" and source.channels and target.channels and _known(source, target):
             notes += _names("Input channels", source, source.channels, target.channels)
-        if copied_head and source.classes and target.classes and set(source.classes) & set(target.classes):
-            notes += _names("Classes", source, source.classes, target.classes)
+        if any(tensor.layer in heads and tensor.network == source.name for tensor in tensors):
+            notes += _classes(source, target, options)
+        if source.prefix:
+            notes.append(f"Names of {source.name} were compared without their prefix '{source.prefix}'.")
         used = {tensor.source_layer for tensor in tensors if tensor.network == source.name}
         for pathway in source.pathways:
             if not used & {layer.name for layer in source.pathway(pathway)}:
                 notes.append(f"Pathway '{pathway}' of {source.name} is not used.")
     return tuple(notes)
+
+
+def _classes(source: NetworkSketch, target: NetworkSketch, options: TransferOptions) -> list[str]:
+    """Return how the rows of a copied head correspond, where the names of the classes differ."""
+    theirs, ours = source.classes, target.classes
+    if not theirs or not ours or options.classes_from == "names" or set(theirs) == set(ours):
+        return _names("Classes", source, theirs, ours) if theirs and ours else []
+    pairs = [f"{ours_name} from {name}" for name, ours_name in zip(theirs, ours, strict=False) if name != ours_name]
+    return [f"Classes from {source.name} by position: {', '.join(pairs)}."]
 
 
 def _known(source: NetworkSketch, target: NetworkSketch) -> bool:

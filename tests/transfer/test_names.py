@@ -280,3 +280,30 @@ def test_planning_needs_no_torch() -> None:
         "assert not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_options_that_need_one_source_or_a_copied_head_are_not_ignored() -> None:
+    several = [source(section()), sketch(section(), name="other")]
+    fc = rules(("fc.*", "fc.*", "other"))
+    with pytest.raises(TransferError, match="--layers counts the depths of one source, got 2"):
+        plan_transfer(several, sketch(section()), TransferOptions(layers=(1,), map=fc))
+    with pytest.raises(TransferError, match="no rule says from which of the sources"):
+        plan_transfer(several, sketch(section()), TransferOptions(head="copy", map=fc))
+    with pytest.raises(TransferError, match="Add --head copy"):
+        plan_transfer(source(section()), sketch(section()), TransferOptions(classes_from="names"))
+    head = rules(("head", "head", "other"))
+    made = plan_transfer(several, sketch(section()), TransferOptions(head="copy", map=(*fc, *head)))
+    assert {target for target, _, _ in made.pairs} == {"fc.block_1", "head"}
+
+
+def test_a_wrapper_around_pathways_is_seen_through() -> None:
+    infos = [TensorInfo(f"module.{tensor.name}", tensor.shape) for tensor in sketch(section((3, 4))).tensors]
+    made = plan_transfer(sketch_tensors(infos, name="file"), sketch(section((3, 6))))
+    kernel = next(tensor for tensor in made.tensors if tensor.name == "fc.block_1.conv.weight")
+    assert kernel.source == "module.fc.block_1.conv.weight"
+    runs = kernel.parts[1]
+    assert runs is not None
+    assert [(run.target, run.source, run.length) for run in runs] == [(0, 0, 4), (6, 4, 4)]
+    assert "Names of file were compared without their prefix 'module.'." in made.notes
+    mixed = [*infos, TensorInfo("ema.normal.block_1.conv.weight", (3, 2, 3, 3, 3))]
+    assert sketch_tensors(mixed, name="file").pathways == ()

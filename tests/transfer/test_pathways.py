@@ -253,3 +253,17 @@ def test_under_half_received_is_a_warning() -> None:
     made = plan(section((3, 4)), section((12, 16), fc=(20,)))
     assert made.share < 0.5
     assert any(f"{made.received:,} of {made.parameters:,}" in warning for warning in made.warnings)
+
+
+def test_classes_of_other_names_are_copied_by_position_and_the_plan_says_so() -> None:
+    made = plan_transfer(
+        source(section()), sketch(section(), classes=("background", "tumor")), TransferOptions(head="copy")
+    )
+    assert "Classes from source by position: tumor from lesion." in made.notes
+    assert actions(made)["head"] == "copied"
+
+
+def test_layers_that_read_other_layers_than_before_are_named() -> None:
+    made = plan(section((3, 4, 4)), section((3, 4)))
+    assert "Not exact: other layers are read here than in the source (fc.block_1)." in made.notes
+    assert not any("other layers" in note for note in plan(section(), section(pathways=2)).notes)
