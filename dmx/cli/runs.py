@@ -15,13 +15,15 @@ from dmx.cli.ui import StoreAddress
 from dmx.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dmx.tracking.store import RunInfo
+    from dmx.tracking.compare import Comparison
+    from dmx.tracking.store import RunInfo, RunReader
 
 app = typer.Typer(help="Find, show and compare runs, and keep their store in order.", no_args_is_help=True)
 
 RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 _SCORES = ("evaluation/dice", "val_volume/dice", "val/dice")
+_COMPARED = ("evaluation/", "val_volume/", "val/dice", "val/loss", "train/mean_loss", "time/total")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -126,32 +128,95 @@ def _section(title: str, entries: Mapping[str, str]) -> None:
 
 
 @app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help=RUN_HELP)],
+def lineage(
+    run: RunName,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write it as an HTML page.")] = None,
     store: StoreAddress = None,
 ) -> None:
-    """Show the settings in which runs differ, and their scores side by side."""
+    """Show the runs that a run's weights came from, and those that started from it."""
+    from dmx.cli.relations import print_family
+    from dmx.tracking.family import find_family
+    from dmx.tracking.family_page import lineage_html
+    from dmx.tracking.mlflow_store import open_store
+
+    opened = open_store(store)
+    family = find_family(opened, opened.find_run(run))
+    print_family(family)
+    if html is not None:
+        _write(html, lineage_html(family).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written: {error.strerror}. Choose another place.") from error
+    out.print(f"Written: {escape(str(path))}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help=RUN_HELP)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write learning curves and the table into this folder."),
+    ] = None,
+    store: StoreAddress = None,
+) -> None:
+    """Show the settings in which runs differ, their scores side by side, and a paired test where they have one."""
+    from dmx.cli.relations import print_paired
     from dmx.tracking.compare import compare as compare_runs
+    from dmx.tracking.compare import comparison_csv
     from dmx.tracking.location import compare_link, pages
     from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.scores import paired_scores
 
     if len(runs) < 2:
         raise ConfigError("dmx runs compare needs at least two runs, got one.")
     opened = open_store(store)
     comparison = compare_runs([opened.find_run(run) for run in runs])
+    _print_comparison(comparison)
+    paired = paired_scores(opened, comparison.runs)
+    if paired is None:
+        out.print("No two of them have been evaluated on the same cohort and split, so there is no paired test.")
+    else:
+        print_paired(paired)
+    if output is not None:
+        _write(output / "compare.csv", comparison_csv(comparison, paired).encode())
+        _draw_curves(opened, comparison, output / "compare.png")
+    experiments = sorted({run.experiment_id for run in comparison.runs})
+    _link(compare_link(pages(opened.uri), experiments, [run.id for run in comparison.runs]))
+
+
+def _print_comparison(comparison: "Comparison") -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for run in comparison.runs:
         table.add_column(escape(f"{run.name} {run.id[:8]}"), justify="right", overflow="fold")
     for row in comparison.params:
         table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
     table.add_section()
-    for row in comparison.metrics:
+    told = [row for row in comparison.metrics if row.name.startswith(_COMPARED)]
+    for row in told:
         table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
     out.print(table)
-    out.print(f"{comparison.equal_params} params are the same in all of them.")
-    experiments = sorted({run.experiment_id for run in comparison.runs})
-    _link(compare_link(pages(opened.uri), experiments, [run.id for run in comparison.runs]))
+    more = len(comparison.metrics) - len(told)
+    out.print(
+        f"{comparison.equal_params} params are the same in all of them."
+        + (f" {more} more metrics are in the table that --output writes." if more else "")
+    )
+
+
+def _draw_curves(store: "RunReader", comparison: "Comparison", path: Path) -> None:
+    from dmx.evaluation.figures import figure_png, runs_figure
+    from dmx.tracking.compare import histories
+
+    found = histories(store, comparison.runs)
+    if found:
+        _write(path, figure_png(runs_figure(found)))
+    else:
+        out.print("None of them has learning curves.")
 
 
 def _shown(value: str | float | None) -> str:

@@ -17,6 +17,7 @@ CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#009E73", "#D55E00"
 """Color of class 1, 2, …: told apart by color-blind readers, and from gray scans (Okabe and Ito 2008)."""
 _LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK = "#444444"
+_RUN_PANELS = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice")
 
 History = Sequence[Mapping[str, float | None]]
 
@@ -184,6 +185,33 @@ def curves_figure(history: History) -> "Figure":
     return figure
 
 
+def runs_figure(histories: Mapping[str, History]) -> "Figure":
+    """Show the learning curves of several runs: one panel for each metric that any of them has, one line per run.
+
+    Args:
+        histories: Name of a run → one row per epoch, as for :func:`curves_figure`.
+    """
+    from matplotlib.lines import Line2D
+
+    keys = [key for key in _RUN_PANELS if any(key in row for rows in histories.values() for row in rows)]
+    columns = min(max(len(keys), 1), 2)
+    lines = max(-(-len(keys) // columns), 1)
+    figure = new_figure((4.8 * columns, 3.2 * lines + 0.25 * len(histories) + 0.2))
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    for panel, key in zip(axes, keys, strict=False):
+        for place, rows in enumerate(histories.values()):
+            _line(panel, rows, key, place=place, label="")
+        panel.set_title(key, loc="left")
+        panel.tick_params(labelbottom=True)
+        _over_epochs(panel)
+    for panel in axes[len(keys) :]:
+        panel.set_axis_off()
+    # One legend for all panels, also of runs that lack a metric.
+    handles = [Line2D([], [], **_look(place), label=name) for place, name in enumerate(histories)]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=8)
+    return figure
+
+
 def lr_figure(history: History) -> "Figure":
     """Show the learning rate over epochs, on a logarithmic axis where it spans more than a factor of 20.
 
@@ -209,15 +237,22 @@ def _metrics(history: History) -> list[str]:
 
 def _lines(panel: "Axes", history: History, keys: Sequence[str]) -> None:
     for place, key in enumerate(keys):
-        points = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
-        if not points:
-            continue
+        _line(panel, history, key, place=place, label=key)
+
+
+def _line(panel: "Axes", history: History, key: str, *, place: int, label: str) -> None:
+    points = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
+    if points:
         epochs, values = zip(*points, strict=True)
         # A line of one point would be invisible.
         marker = "o" if len(points) < 15 else ""
-        dashes = ("-", "--", ":")[place // len(_LINE_COLORS) % 3]
-        color = _LINE_COLORS[place % len(_LINE_COLORS)]
-        panel.plot(epochs, values, dashes, color=color, marker=marker, markersize=3.5, linewidth=1.6, label=key)
+        panel.plot(epochs, values, marker=marker, markersize=3.5, label=label, **_look(place))
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Return color and dashes of a line."""
+    dashes = ("-", "--", ":")[place // len(_LINE_COLORS) % 3]
+    return {"color": _LINE_COLORS[place % len(_LINE_COLORS)], "linestyle": dashes, "linewidth": 1.6}
 
 
 def _over_epochs(panel: "Axes") -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -53,6 +53,11 @@ class History:
             file.write(_line(self.columns))
             file.writelines(_line([row.get(column, "") for column in self.columns]) for row in rows)
         draft.replace(self.path)
+
+
+def as_numbers(rows: Iterable[Mapping[str, str]]) -> list[dict[str, float | None]]:
+    """Return rows of a history as numbers; an empty cell is ``None``."""
+    return [{key: float(value) if value else None for key, value in row.items()} for row in rows]
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:

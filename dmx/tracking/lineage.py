@@ -8,6 +8,7 @@ from pathlib import Path
 from dmx.tracking.store import RunInfo, RunReader
 
 SOURCE_RUN = "dmx.source_run_id"
+SOURCES = "dmx.sources"
 ROOT_RUN = "dmx.root_run_id"
 
 
@@ -48,7 +49,7 @@ def source_tags(sources: Sequence[Source], *, experiment: str) -> dict[str, str]
         tags["mlflow.parentRunId"] = main.run.id
     if len(sources) > 1:
         entries = [{**asdict(source), "run": source.run.id} for source in sources]
-        tags["dmx.sources"] = json.dumps(entries)
+        tags[SOURCES] = json.dumps(entries)
     return tags
 
 
@@ -58,5 +59,9 @@ def file_source_tags(file: Path, sha256: str) -> dict[str, str]:
 
 
 def children(store: RunReader, run: RunInfo) -> list[RunInfo]:
-    """Return the runs that started from a run, in whatever experiment they are."""
-    return store.list_runs(tags={SOURCE_RUN: run.id})
+    """Return the runs that started from a run, in whatever experiment they are, newest first."""
+    main = store.list_runs(tags={SOURCE_RUN: run.id})
+    # Where it is one source of several, and not the one that gave most.
+    known = {child.id for child in main}
+    others = [child for child in store.list_runs(containing={SOURCES: run.id}) if child.id not in known]
+    return sorted(main + others, key=lambda child: -child.started)

@@ -47,6 +47,7 @@ class MlflowReader:
         *,
         experiment: str | None = None,
         tags: Mapping[str, str] | None = None,
+        containing: Mapping[str, str] | None = None,
         prefix: str = "",
         limit: int = 1000,
     ) -> list[RunInfo]:
@@ -56,9 +57,8 @@ class MlflowReader:
         conditions = ["tags.`dmx.kind` != ''"]
         if prefix:
             conditions.append(f"attributes.run_id LIKE '{prefix}%'")
-        for key, value in (tags or {}).items():
-            quoted = value.replace("'", "")
-            conditions.append(f"tags.`{key}` = '{quoted}'")
+        conditions += [f"tags.`{key}` = '{_unquoted(value)}'" for key, value in (tags or {}).items()]
+        conditions += [f"tags.`{key}` LIKE '%{_unquoted(value)}%'" for key, value in (containing or {}).items()]
         runs: list[RunInfo] = []
         token: str | None = None
         while ids and len(runs) < limit:
@@ -127,3 +127,8 @@ class MlflowReader:
             metrics=dict(run.data.metrics),
             tags=dict(run.data.tags),
         )
+
+
+def _unquoted(value: str) -> str:
+    """Return a value without what would end it in a condition."""
+    return value.replace("'", "")

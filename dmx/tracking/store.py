@@ -109,6 +109,7 @@ class RunReader(Protocol):
         *,
         experiment: str | None = None,
         tags: Mapping[str, str] | None = None,
+        containing: Mapping[str, str] | None = None,
         prefix: str = "",
         limit: int = 1000,
     ) -> list[RunInfo]:
@@ -117,6 +118,7 @@ class RunReader(Protocol):
         Args:
             experiment: Name of an experiment.
             tags: What the runs' tags must be.
+            containing: What the runs' tags must contain.
             prefix: How their ids must begin.
             limit: Largest number of runs.
         """

@@ -11,9 +11,11 @@ COLUMNS = (
     "params.`source.run`",
     "params.`cohort`",
     "params.`network`",
-    "params.`learning_rate`",
+    "params.`lr`",
     "params.`freeze.normal`",
+    "params.`freeze.subsampled`",
     "params.`freeze.fc`",
+    "params.`freeze.layers`",
 )
 
 

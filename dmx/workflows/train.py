@@ -6,7 +6,7 @@ from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.evaluation.figures import curves_figure
-from dmx.tracking.history import History
+from dmx.tracking.history import History, as_numbers
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.recorder import Recorder
 from dmx.tracking.session import ActiveRun, NewRun, start_run
@@ -15,6 +15,7 @@ from dmx.training.loop import FitResult, fit
 from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
 from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
+from dmx.workflows.lineage import log_lineage
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
 from dmx.workflows.saving import saver
@@ -31,7 +32,6 @@ class Trainee:
         reason: ``finished``, ``stopped`` or ``early_stopping``.
         best_metric: Metric that names the best checkpoint; empty without one.
         best_value: Its value.
-        store: Address of the run store where the experiment names one.
         store: Address of the run store where the experiment names one.
     """
 
@@ -117,6 +117,7 @@ def run_fit(
             stop=session.stop,
         )
     _log_curves(run)
+    log_lineage(run, checked, result)
     _end(run, result)
     return Trainee(
         run=run.info,
@@ -130,10 +131,9 @@ def run_fit(
 def _log_curves(run: ActiveRun) -> None:
     """Draw how losses and scores went on, from the table of epochs."""
     with run.guarded("figures/learning_curves.png"):
-        rows = History(run.files / "history" / "epochs.csv").rows()
+        rows = as_numbers(History(run.files / "history" / "epochs.csv").rows())
         if rows:
-            numbers = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
-            run.log_figure("figures/learning_curves.png", curves_figure(numbers))
+            run.log_figure("figures/learning_curves.png", curves_figure(rows))
 
 
 def _end(run: ActiveRun, result: FitResult) -> None:

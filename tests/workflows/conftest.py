@@ -42,7 +42,11 @@ def project(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def manifest(project: Path) -> Path:
-    """Six cases of 14 to 18 voxels a side: a bright ball in noise, scanned left-to-right reversed."""
+    return make_manifest(project)
+
+
+def make_manifest(project: Path) -> Path:
+    """Make six cases of 14 to 18 voxels a side: a bright ball in noise, scanned left-to-right reversed."""
     cases = []
     for index, split in enumerate(SPLITS):
         rng = np.random.default_rng(index)

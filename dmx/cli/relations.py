@@ -1,0 +1,81 @@
+"""What runs have to do with each other, as a person sees it: their family as a tree, their scores side by side."""
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from dmx.cli.console import out
+
+if TYPE_CHECKING:
+    from dmx.evaluation.paired import PairedDifference
+    from dmx.tracking.family import Family
+    from dmx.tracking.scores import PairedScores
+
+_DIGITS = {"hd95_mm": 2}
+
+
+def print_family(family: "Family") -> None:
+    """Print the ancestors and descendants of a run as trees, one for each run that came from no other."""
+    branches: dict[str, Tree] = {}
+    roots = []
+    for member, source, _ in family.walk():
+        label = _label(family, member)
+        if source is None:
+            branches[member] = Tree(label, guide_style="dim")
+            roots.append(branches[member])
+        else:
+            branches[member] = branches[source].add(label)
+    for root in roots:
+        out.print(root)
+
+
+def _label(family: "Family", member: str) -> str:
+    run = family.members[member]
+    mark = "  [bold red]← this run[/]" if member == family.run else ""
+    style = "bold reverse" if member == family.run else "bold"
+    lines = [*family.origin(member), *run.facts]
+    head = f"[{style}]{escape(run.title)}[/]  {run.id[:8]}{mark}"
+    return "\n".join((head, *map(escape, lines)))
+
+
+def print_paired(paired: "PairedScores") -> None:
+    """Print how scores differ from those of the first run, per subject."""
+    first, *others = paired.evaluations
+    where = ", ".join(part for part in (paired.cohort, f"split {paired.split}" if paired.split else "") if part)
+    out.print(f"\n[bold]{escape(where)}[/]: differences to {escape(first.run.name)} {first.run.id[:8]}, per subject")
+    for other in others:
+        table = Table(
+            title=f"{escape(other.run.name)} {other.run.id[:8]}",
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+        )
+        for title in ("metric", "first", "this", "difference [95 %]", "p", "n"):
+            table.add_column(title, justify="left" if title == "metric" else "right", overflow="fold")
+        for metric, differences in paired.differences.items():
+            if other.run.id in differences:
+                table.add_row(escape(metric), *_cells(metric, differences[other.run.id]))
+        out.print(table)
+    out.print(
+        "n: subjects; interval: bootstrap over subjects; p: Wilcoxon signed-rank test"
+        + (", not corrected for the number of comparisons." if len(others) > 1 else ".")
+    )
+    if paired.unpaired:
+        out.print(f"{paired.unpaired} cases are not in all evaluations and were left out where they have no partner.")
+    for run in paired.without:
+        out.print(f"{escape(run.name)} {run.id[:8]} has no evaluation on {escape(where)}.")
+
+
+def _cells(metric: str, found: "PairedDifference") -> tuple[str, ...]:
+    digits = _DIGITS.get(metric.partition("/")[0], 3)
+    interval = "" if found.low is None else f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return (
+        f"{found.first:.{digits}f}",
+        f"{found.second:.{digits}f}",
+        escape(f"{found.difference:+.{digits}f}{interval}"),
+        "-" if found.p is None else f"{found.p:.2g}",
+        str(found.subjects),
+    )
