@@ -240,7 +240,14 @@ def _file_sha256(path: Path) -> str:
 def _weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
-    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    whole: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        # The weights of a module that is registered twice stand in the state dict twice, which safetensors refuses.
+        whole[name] = value.clone() if value.data_ptr() in places else value
+        places.add(value.data_ptr())
+    data: bytes = save(whole)
     return data
 
 

@@ -57,6 +57,15 @@ def test_what_was_written_is_read(saved: Path) -> None:
     assert checkpoint.as_state()["training"] == checkpoint.training_state
 
 
+def test_weights_that_have_two_names_are_written_under_both(tmp_path: Path) -> None:
+    shared = torch.nn.Linear(2, 2)
+    network = torch.nn.ModuleDict({"first": shared, "again": shared})
+    write_checkpoint(tmp_path / "c", model_state=network.state_dict(), training_state={}, manifest={})
+    state = read_checkpoint(tmp_path / "c").model_state
+    assert sorted(state) == ["again.bias", "again.weight", "first.bias", "first.weight"]
+    assert torch.equal(state["again.weight"], shared.weight)
+
+
 def test_prediction_needs_no_training_state(tmp_path: Path) -> None:
     plain = read_checkpoint(write(tmp_path / "plain", average=False), with_training_state=False)
     assert plain.average_state is None
