@@ -100,7 +100,7 @@ def equal_outputs(
         received = (
             all(_kept(plans[tensor.name]) for tensor in layer.tensors)
             and not _differing(pair)
-            and _inputs_kept(pair, maps, plans)
+            and _inputs_kept(pair, plans)
             and not mixes_channels(pair, maps)
             and addition_kept(pair, maps)
         )
@@ -116,15 +116,15 @@ def _kept(plan: TensorPlan) -> bool:
     return plan.action != "initialized" and plan.exact and not plan.rule.startswith("kernel")
 
 
-def _inputs_kept(pair: LayerPair, maps: ChannelMaps, plans: Mapping[str, TensorPlan]) -> bool:
-    """Return whether old channels read all old channels and nothing else."""
-    channels = maps.input(pair)
-    if len(channels) < pair.source.in_channels:
-        return False
-    if pair.target.in_channels == len(channels):
-        return True
-    kernels = [tensor for tensor in pair.target.tensors if {"in", "out"} <= set(tensor.axes)]
-    return all(plans[tensor.name].zeroed for tensor in kernels)
+def _inputs_kept(pair: LayerPair, plans: Mapping[str, TensorPlan]) -> bool:
+    """Return whether old channels read all old channels and nothing else, in each factor of the kernel."""
+    for tensor in (tensor for tensor in pair.target.tensors if tensor.kernel):
+        plan = plans[tensor.name]
+        runs = plan.parts[1]
+        given = tensor.shape[1] if runs is None else sum(run.length for run in runs)
+        if given < plan.source_shape[1] or (given < tensor.shape[1] and not plan.zeroed):
+            return False
+    return True
 
 
 def mixes_channels(pair: LayerPair, maps: ChannelMaps) -> bool:

@@ -48,6 +48,17 @@ def test_zero_cross_keeps_the_scores_and_a_prefix_copy_does_not(norm: str, facto
     assert made.equal[-1].layer == "head"
 
 
+def test_kernels_in_factors_are_widened_exactly_too() -> None:
+    theirs = build(section((3, 4), low_rank=(1, 2)), seed=1)
+    exact, loose = (build(section((6, 9), low_rank=(1, 2)), seed=2) for _ in range(2))
+    made = transfer(theirs, exact, extra="zero-cross", head="copy")
+    inputs = patches(theirs)
+    assert relative_error(theirs, exact, inputs) < EXACT
+    assert made.equal[-1].layer == "head"
+    # Between the factors new channels reach old ones, although the layer's input is the same.
+    assert transfer(theirs, loose, head="copy").equal == ()
+
+
 def test_the_plans_equal_outputs_are_equal_and_the_others_are_not_claimed() -> None:
     theirs, ours = build(wide(1), seed=1), build(wide(2), seed=2)
     made = transfer(theirs, ours, head="copy")
