@@ -7,56 +7,11 @@ two cores for such a scan with its roi, in tiles of 45 voxels.
 
 import argparse
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SHAPE = (240, 240, 155)
-KINDS = ("compatibility", "default")
+from common import KINDS, SHAPE, Clock, cores, full_network, in_own_process, peak_bytes, print_table
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One setting's cost."""
-
-    kind: str
-    precision: str
-    tile: str
-    seconds: float
-    cpu_seconds: float
-    peak_gb: float
-    peak_above_start_gb: float
-    tiles: int
-    roi_voxels: int
-
-
-def full_configuration(kind: str):
-    """Return DeepMedic's shipped network, exactly or with the default borders and without padding."""
-    from dmx.config.model import (
-        FCSection,
-        ModelSection,
-        NormalizationSection,
-        PathwaySection,
-        SubsampledSection,
-    )
-
-    exact = kind == "compatibility"
-    return ModelSection(
-        normal=PathwaySection(residual=(4, 6, 8)),
-        subsampled=(SubsampledSection(factor=3), SubsampledSection(factor=5)),
-        fc=FCSection(
-            widths=(250, 250),
-            kernels=((3, 3, 3), (1, 1, 1), (1, 1, 1)),
-            residual=(2,),
-            padding=("mirror", "valid", "valid") if exact else "valid",
-        ),
-        normalization=NormalizationSection(name="batch_rolling" if exact else "batch"),
-    )
+DEFAULT = (("compatibility", "fp32"), ("default", "fp32"), ("default", "bf16"))
 
 
 def make_roi(scan: Path | None, share: float):
@@ -72,111 +27,71 @@ def make_roi(scan: Path | None, share: float):
     return (distance <= 1).to(torch.uint8)
 
 
-def measure(options: argparse.Namespace) -> Measured:
+def measure(options: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from dmx.config.sections import PredictionSection
     from dmx.evaluation.tiling import Predictor
-    from dmx.model.build import build_network
 
     torch.set_num_threads(options.threads)
-    network = build_network(
-        full_configuration(options.kind), num_channels=2, num_classes=5, compatibility=compatibility(options.kind)
-    )
     roi = make_roi(options.scan, options.share)
     channels = torch.randn((2, *roi.shape), generator=torch.Generator().manual_seed(0))
-    device = torch.device(options.device)
     tile = options.tile if options.tile == "auto" else int(options.tile)
-    section = PredictionSection(tile=tile, precision=options.precision)
-    predictor = Predictor(network=network.to(device), section=section, device=device)
-    tiles = []
-    start, cpu, memory = time.perf_counter(), time.process_time(), peak_memory(device)
-    predictor.probabilities(channels, roi=roi, progress=lambda _done, total: tiles.append(total))
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds, cpu_seconds, peak = time.perf_counter() - start, time.process_time() - cpu, peak_memory(device)
-    return Measured(
-        kind=options.kind,
-        precision=options.precision,
-        tile=str(tile),
-        seconds=round(seconds, 1),
-        cpu_seconds=round(cpu_seconds, 1),
-        peak_gb=round(peak / 1e9, 2),
-        peak_above_start_gb=round((peak - memory) / 1e9, 2),
-        tiles=tiles[-1],
-        roi_voxels=int(roi.sum()),
+    predictor = Predictor(
+        network=full_network(options.kind).to(options.device),
+        section=PredictionSection(tile=tile, precision=options.precision),
+        device=torch.device(options.device),
     )
-
-
-def compatibility(kind: str) -> str:
-    return "deepmedic" if kind == "compatibility" else "none"
-
-
-def peak_memory(device) -> int:
-    """Return the largest number of bytes so far: of the process, or of an accelerator's tensors."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def machine(device: str) -> str:
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    tiles: list[int] = []
+    clock, before = Clock(), peak_bytes(options.device)
+    predictor.probabilities(channels, roi=roi, progress=lambda _done, total: tiles.append(total))
+    if options.device != "cpu":
+        torch.cuda.synchronize()
+    wall, busy, peak = clock.wall, clock.busy, peak_bytes(options.device)
+    return {
+        "network": f"full, {options.kind}",
+        "precision": options.precision,
+        "tile": options.tile,
+        "tiles": tiles[-1],
+        "seconds": wall,
+        "CPU-s": busy,
+        "peak GB": peak / 1e9,
+        "above the start, GB": (peak - before) / 1e9,
+        "roi_voxels": int(roi.sum()),
+    }
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=KINDS, default="default", help="network: DeepMedic's exactly, or the default")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--tile", nargs="+", default=["auto"], help="segment size of a tile, or auto")
+    parser.add_argument("--kind", choices=KINDS, help="network: DeepMedic's exactly, or the default; both if left out")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="fp32, and bf16 too, if left out")
+    parser.add_argument("--tile", default="auto", help="segment size of a tile, or auto")
     parser.add_argument("--share", type=float, default=1.0, help="shrink the ellipsoid along each axis")
     parser.add_argument("--scan", type=Path, help="folder with brainmask.nii.gz")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="also write the results there")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def run_each(options: argparse.Namespace) -> list[Measured]:
-    shared = ["--one", "--kind", options.kind, "--share", str(options.share), "--device", options.device]
-    shared += ["--threads", str(options.threads), *(["--scan", str(options.scan)] if options.scan else [])]
-    results = []
-    for precision in options.precision:
-        for tile in options.tile:
-            command = [sys.executable, __file__, *shared, "--precision", precision, "--tile", tile]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            results.append(Measured(**json.loads(output.splitlines()[-1])))
-            print(as_line(results[-1]), flush=True)
-    return results
-
-
-def as_line(result: Measured) -> str:
-    cost = f"{result.seconds:7.1f} s  {result.cpu_seconds:7.1f} CPU-s  {result.peak_gb:5.2f} GB"
-    above = f"({result.peak_above_start_gb:.2f} GB above the start)"
-    return f"{result.kind:13} {result.precision}  tile {result.tile:>4}  {cost} {above}  {result.tiles} tiles"
 
 
 def main() -> None:
     options = parse()
     if options.one:
-        options.precision, options.tile = options.precision[0], options.tile[0]
-        print(json.dumps(asdict(measure(options))))
+        print(json.dumps(measure(options)))
         return
-    print(f"Full DeepMedic configuration, {' x '.join(map(str, SHAPE))} voxels, {machine(options.device)}")
-    print("DeepMedic v0.8.4 on two cores: 411 CPU-seconds, 2.9 GB")
-    results = run_each(options)
-    print(f"roi: {results[0].roi_voxels} voxels")
-    if options.json:
-        content = {"machine": machine(options.device), "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    shared = ["--tile", options.tile, "--share", options.share, "--device", options.device]
+    shared += ["--threads", options.threads, *(["--scan", options.scan] if options.scan else [])]
+    found = []
+    for kind, precision in DEFAULT:
+        if options.kind in (None, kind) and options.precision in (None, precision):
+            found.append(in_own_process(__file__, ["--kind", kind, "--precision", precision, *shared]))
+    if not found:
+        found = [in_own_process(__file__, ["--kind", options.kind, "--precision", options.precision, *shared])]
+    voxels = [one.pop("roi_voxels") for one in found]
+    known = {"network": "DeepMedic v0.8.4", "precision": "fp32", "tile": "45", "CPU-s": 411.0, "peak GB": 2.9}
+    rows = [{key: known.get(key) for key in found[0]}, *found]
+    size = " x ".join(map(str, SHAPE))
+    print_table("Prediction", rows, f"One scan of {size} voxels, roi of {voxels[0]} voxels, {options.threads} threads.")
 
 
 if __name__ == "__main__":
