@@ -62,7 +62,7 @@ def _remark(tensor: TensorPlan) -> str:
     """Return what is worth saying of a tensor in its layer's line."""
     part = tensor.name.removeprefix(f"{tensor.layer}.")
     if tensor.action == "adapted":
-        return f"{part}: {tensor.rule}" + ("" if tensor.exact else ", not exact")
+        return f"{part}: {tensor.rule}, {'exact' if tensor.exact else 'not exact'}"
     if tensor.action == "initialized":
         return f"{part} stays as initialized"
     if tensor.action == "sliced" and len(tensor.shape) > 1 and tensor.learned:
