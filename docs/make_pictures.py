@@ -1,8 +1,8 @@
 """Make the pictures of README.md from real sessions: commands in a terminal, and their runs in the MLflow UI.
 
-Run ``make demo`` first, then ``.venv/bin/python docs/make_pictures.py`` in the root of the repository. It trains once
-more, takes about four minutes, and needs tmux, chromium and a monospaced font such as DejaVu. ``--only mlflow`` or
-``--only terminal`` makes a part of them.
+``.venv/bin/python docs/make_pictures.py`` runs ``make demo`` in a terminal; run that once before, so that the cohort is
+there and MLflow has two trainings to show. Needs tmux, chromium and a monospaced font such as DejaVu. ``--only mlflow``
+or ``--only terminal`` makes a part of the pictures.
 """
 
 import argparse
@@ -34,15 +34,26 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 COLUMNS, LINES = 96, 50
 _MOST_BYTES = 250_000
+_MENU = 198  # pixels of the menu at the left of MLflow's pages
+_FIGURE = "figures/overlay_stroke_0014.png"
 # MLflow opens a panel for a language model on the first visit, beside which the table has no room.
 _NO_PANEL = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 """
-_FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --hide-scrollbars --no-proxy-server --remote-debugging-port=0"
-).split()
+_FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--no-proxy-server",
+    "--remote-debugging-port=0",
+]
 
 
 class Terminal:
@@ -171,19 +182,16 @@ def chromium() -> Iterator[int]:
 
 
 def terminal_screens() -> dict[str, str]:
-    """Train and evaluate in a terminal; return a window for each picture."""
+    """Run the demonstration in a terminal; return a window for each picture."""
     with Terminal() as terminal:
-        terminal.type("dmx train experiments/demo/stroke.yaml")
-        training = terminal.wait(r"^Epoch 8/9 .* left")
-        terminal.wait(r"^Look: ")
-        terminal.type("clear")
-        terminal.type("dmx evaluate --from-run demo/last")
-        terminal.wait(r"^Run demo/.*evaluation/cases.csv")
+        terminal.type("make demo")
+        training = terminal.wait(r"^Epoch 6/7 .* left")
+        terminal.wait(r"^Label maps: ")
         terminal.type("dmx runs list --experiment demo --limit 6")
-        scores = terminal.wait(r"run +name(.|\n)*\n\$")
+        done = terminal.wait(r"run +name(.|\n)*\n\$")
     return {
-        "terminal-train.png": screen_svg(training, "dmx train"),
-        "terminal-evaluate.png": screen_svg(scores.rstrip().removesuffix("$").rstrip(), "dmx evaluate"),
+        "terminal-train.png": screen_svg(training, "make demo"),
+        "terminal-scores.png": screen_svg(done.rstrip().removesuffix("$").rstrip(), "make demo"),
     }
 
 
@@ -199,16 +207,18 @@ async def draw_terminal(browser: Browser) -> None:
 
 
 async def draw_pages(browser: Browser) -> None:
-    """Write the pictures of the MLflow UI: the experiment's runs, and the curves of its last training."""
+    """Write the pictures of the MLflow UI: the experiment's runs, and a figure of the last evaluation."""
     await browser.call("Page.addScriptToEvaluateOnNewDocument", source=_NO_PANEL)
     uri = embedded_uri(ROOT)
-    runs = open_store(uri).list_runs(experiment="demo", tags={"dmx.kind": "train"})
-    last = next(run for run in runs if run.status == "FINISHED")
+    last = open_store(uri).list_runs(experiment="demo", tags={"dmx.kind": "evaluate"}, limit=1)[0]
     with serving(uri, free_port(5300)) as base:
-        await browser.open(experiment_link(base, last.experiment_id), (1500, 620), "Run Name", last.name)
-        await browser.save("mlflow-runs.png")
-        await browser.open(run_link(base, last.experiment_id, last.id), (1500, 900), "Overview", "Model metrics")
-        await browser.save("mlflow-run.png")
+        await browser.open(experiment_link(base, last.experiment_id), (_MENU + 1110, 480), "Run Name", last.name)
+        await browser.run("document.querySelector('button[aria-label=\"Hide banner\"]')?.click()")
+        await browser.save("mlflow-runs.png", left=_MENU)
+        figure = run_link(base, last.experiment_id, last.id).replace("?", f"/artifacts/{_FIGURE}?")
+        await browser.open(figure, (_MENU + 1110, 760), "Artifacts", "confusion.png")
+        await browser.until("[...document.images].some(image => image.naturalWidth > 500)")
+        await browser.save("mlflow-evaluation.png", left=_MENU)
 
 
 async def draw(parts: list[str]) -> None:
