@@ -102,8 +102,9 @@ class RollingBatchNorm(nn.Module):
             return self.means.mean(0), self.variances.mean(0)
         steps = len(self.means)
         written = self.count.clamp(1, steps)
-        share = (torch.arange(steps, device=written.device) < written) / written
-        return share @ self.means, share @ self.variances
+        share = ((torch.arange(steps, device=written.device) < written) / written)[:, None]
+        # No matrix product, which mixed precision would round.
+        return (share * self.means).sum(0), (share * self.variances).sum(0)
 
     @torch.no_grad()
     def after_step(self) -> None:
