@@ -344,6 +344,20 @@ def test_compilation_changes_nothing(full: ModelSection) -> None:
     network.after_step()
 
 
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_prediction_in_bf16_on_a_cpu_has_channels_last(num_channels: int, tiny: ModelSection) -> None:
+    network = make(tiny, num_channels=num_channels).eval()
+    inputs_of_head: list[Tensor] = []
+    network.head.register_forward_hook(lambda _, inputs, __: inputs_of_head.append(inputs[0]))
+    patches = [patch[:, :num_channels] for patch in patches_for(network)]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        fast = network(patches)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = network(patches)
+    torch.testing.assert_close(fast, plain, atol=0.05, rtol=0.05)
+    assert [features.is_contiguous() for features in inputs_of_head] == [False, True]
+
+
 def test_memory_layout_changes_nothing_and_is_kept(full: ModelSection) -> None:
     section = replace(
         full, normal=PathwaySection(widths=(4, 5, 6, 6), residual=(4,)), fc=FCSection(widths=(8,), dropout=0.0)
@@ -398,7 +412,6 @@ def test_a_wrong_list_names_field_allowed_and_got(section: dict[str, Any], words
         ({"activation": "selu"}, ["activation", "'selu'"]),
         ({"upsampling": "linear"}, ["upsampling", "'linear'"]),
         ({"subsampled": (SubsampledSection(widths=(4,)),)}, ["subsampled_1.kernels", "7x7x7", "3x3x3"]),
-        ({"name": "UNet"}, ["compatibility", "multiscale", "'UNet'"]),
     ],
 )
 def test_compatibility_refuses_what_deepmedic_lacks(
@@ -408,6 +421,11 @@ def test_compatibility_refuses_what_deepmedic_lacks(
     with pytest.raises(ModelError) as caught:
         make(replace(tiny, **change), compatibility="deepmedic")
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_compatibility_refuses_other_networks() -> None:
+    with pytest.raises(ModelError, match=r"needs model\.name .multiscale., got .UNet."):
+        make(ModelSection(name="UNet"), compatibility="deepmedic")
 
 
 def test_a_network_needs_channels_classes_and_its_patches(tiny: ModelSection) -> None:
