@@ -24,7 +24,7 @@ from tests.workflows.conftest import make_manifest, migrated, session, settings
 
 __all__ = ["migrated"]
 
-FREEZES = {"scratchy": {}, "head-only": {"normal": "all", "fc": [1]}, "first-frozen": {"normal": [1]}}
+FREEZES = {"all-trained": {}, "head-only": {"normal": "all", "fc": [1]}, "first-frozen": {"normal": [1]}}
 
 
 @dataclass(frozen=True)
