@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from dmx.config.model import ModelSection, Padding
 from dmx.geometry import Triple, triple
+from dmx.model.dropout import Dropout, UnscaledDropout
 from dmx.model.norms import Bias, Compatibility, make_norm
 from dmx.model.spec import LayerSpec
 
@@ -66,23 +67,11 @@ _ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class UnscaledDropout(nn.Module):
-    """Drop values without scaling the others up; outside of training scale all of them down instead (DeepMedic)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.keep = 1.0 - rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` times a random 0 or 1 in training, times the share that is kept otherwise."""
-        return x * (torch.empty_like(x).bernoulli_(self.keep) if self.training else self.keep)
-
-
 def _make_dropout(rate: float, compatibility: Compatibility) -> nn.Module:
     # DeepMedic leaves dropout out when it keeps more than 99.9 %.
     if rate == 0.0 or (compatibility == "deepmedic" and rate < 0.001):
         return nn.Identity()
-    return UnscaledDropout(rate) if compatibility == "deepmedic" else nn.Dropout(rate)
+    return UnscaledDropout(rate) if compatibility == "deepmedic" else Dropout(rate)
 
 
 def _sides(kernel: Sequence[int]) -> list[tuple[int, int]]:

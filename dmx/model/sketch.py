@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dmx.config.model import ModelSection
 from dmx.errors import ModelError
 from dmx.geometry import SegmentPlan, triple
-from dmx.model.blocks import Block, UnscaledDropout
+from dmx.model.blocks import Block
 from dmx.model.build import build_network
+from dmx.model.dropout import UnscaledDropout
 from dmx.model.meta import meta_call, meta_patches, meta_state, mode
 from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import Network

@@ -19,8 +19,9 @@ from dmx.config.model import (
     WeightInitSection,
 )
 from dmx.errors import ModelError
-from dmx.model.blocks import PReLU, UnscaledDropout, pad_mirror
+from dmx.model.blocks import PReLU, pad_mirror
 from dmx.model.build import build_network
+from dmx.model.dropout import Dropout, UnscaledDropout
 from dmx.model.multiscale import MultiScaleNet
 from dmx.model.norms import RollingBatchNorm, make_norm
 from dmx.model.upsampling import interpolate_linear, repeat_nearest
@@ -266,6 +267,26 @@ def test_the_gradient_of_prelu_is_torchs(layout: torch.memory_format) -> None:
     assert x.grad.stride() == x.stride()
     torch.testing.assert_close(activation.weight.grad, wanted_slope.grad)
     assert not torch.equal(x.grad, outer)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.5, 0.1])
+def test_dropout_draws_what_torch_draws(rate: float, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    # More elements than are drawn at a time.
+    x = torch.randn(2, 10, 13, 14, 15, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x.contiguous(memory_format=layout).requires_grad_()
+    results = []
+    for dropout in (Dropout(rate), torch.nn.Dropout(rate)):
+        torch.manual_seed(5)
+        x.grad = None
+        dropped = dropout(x)
+        dropped.sum().backward()
+        assert x.grad is not None
+        results.append([dropped, x.grad, torch.rand(1)])
+    assert all(torch.equal(ours, torchs) for ours, torchs in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], x)
+    assert torch.equal(Dropout(rate).eval()(x), x)
 
 
 def test_dropout_keeps_the_mean_by_scaling_what_stays_or_all_in_prediction(tiny: ModelSection) -> None:
