@@ -41,7 +41,7 @@ _NO_PANEL = """
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
 """
-_FLAGS = [
+_FLAGS = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -53,7 +53,7 @@ _FLAGS = [
     "--hide-scrollbars",
     "--no-proxy-server",
     "--remote-debugging-port=0",
-]
+)
 
 
 class Terminal:
@@ -86,7 +86,7 @@ class Terminal:
         """Return what is on the screen, with its colors."""
         return self._tmux("capture-pane", "-e", "-p").rstrip()
 
-    def wait(self, pattern: str, seconds: float = 600) -> str:
+    def wait(self, pattern: str, seconds: float = 1800) -> str:
         """Return the screen as soon as it holds a pattern."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
