@@ -4,7 +4,7 @@ Ten segments of 37³ with patches of 37³, 23³ (factor 3) and 21³ (factor 5) f
 channels that are read through memory maps; then the same for 10 and for 10,000 cases, simulated by opening the same
 files under many names.
 
-    python benchmarks/sampling.py [--batches 20] [--threads 2]
+    python benchmarks/sampling.py [--batches 10] [--threads 2]
 """
 
 import argparse
@@ -71,7 +71,7 @@ def run(batches: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=20, help="batches of 10 segments per row")
+    parser.add_argument("--batches", type=int, default=10, help="batches of 10 segments per row")
     parser.add_argument("--threads", type=int, default=cores(), help="threads of torch")
     options = parser.parse_args()
 

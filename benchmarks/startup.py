@@ -1,6 +1,6 @@
 """Measure how long commands take that people run often.
 
-python benchmarks/startup.py [--runs 7]
+python benchmarks/startup.py [--runs 5]
 """
 
 import argparse
@@ -34,7 +34,7 @@ def measure(words: tuple[str, ...], *, folder: str, runs: int) -> dict[str, obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(words, folder=folder, runs=options.runs) for words in COMMANDS]

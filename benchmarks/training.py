@@ -94,6 +94,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         with Prefetcher(lambda key: sampler.batch(*key), following=sampler.following, workers=1) as batches:
             fit(state, lambda *key: batches.get(key), settings, listeners=[listen])
         peak = peak_bytes(options.device)
+        # The work itself, without what threads spend on waiting for each other.
+        torch.set_num_threads(1)
         sampling = batch_cost(sampler, options.steps)
     steps = [event for event, _ in events[skipped:]]
     busy = (events[-1][1] - events[skipped - 1][1]) / options.steps
