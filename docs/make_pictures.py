@@ -1,8 +1,8 @@
 """Make the pictures of README.md from real sessions: commands in a terminal, and their runs in the MLflow UI.
 
-``.venv/bin/python docs/make_pictures.py`` runs ``make demo`` in a terminal; run that once before, so that the cohort is
-there and MLflow has two trainings to show. Needs tmux, chromium and a monospaced font such as DejaVu. ``--only mlflow``
-or ``--only terminal`` makes a part of the pictures.
+Run ``make demo`` first, then ``.venv/bin/python docs/make_pictures.py``, which trains once more so that MLflow has two
+trainings to show. Needs tmux, chromium and a monospaced font such as DejaVu. ``--only train``, ``--only scores`` and
+``--only mlflow`` make a part of the pictures.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+from PIL import Image
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
@@ -32,9 +33,9 @@ from dmx.tracking.ui import free_port, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
-COLUMNS, LINES = 96, 50
+COLUMNS, LINES = 108, 50
 _MOST_BYTES = 250_000
-_MENU = 198  # pixels of the menu at the left of MLflow's pages
+_MENU = 202  # pixels of the menu at the left of MLflow's pages
 _FIGURE = "figures/overlay_stroke_0014.png"
 # MLflow opens a panel for a language model on the first visit, beside which the table has no room.
 _NO_PANEL = """
@@ -152,13 +153,22 @@ class Browser:
         width, height = await self.run("[innerWidth, innerHeight]")
         clip = {"x": left, "y": 0, "width": width - left, "height": height, "scale": 1}
         answer = await self.call("Page.captureScreenshot", format="png", clip=clip)
-        data = base64.b64decode(answer["data"])
+        data = _with_palette(base64.b64decode(answer["data"]))
         if len(data) > _MOST_BYTES:
             raise ValueError(f"{name} has {len(data)} bytes; a picture has at most {_MOST_BYTES}.")
         (IMAGES / name).write_bytes(data)
         print(f"docs/images/{name}: {width - left} x {height}, {len(data) // 1000} kB")
 
 
+def _with_palette(png: bytes) -> bytes:
+    """Return a picture with at most 256 colors, which takes a third of the bytes."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256)
+    smaller = io.BytesIO()
+    picture.save(smaller, "PNG", optimize=True)
+    return smaller.getvalue()
+
+
+_CLICK = 'document.querySelectorAll("{selector}").forEach(button => button.click())'
 _PAGE_TEXT = "document.body.innerText.slice(0, 2000)"
 
 
@@ -181,44 +191,56 @@ def chromium() -> Iterator[int]:
             process.wait()
 
 
-def terminal_screens() -> dict[str, str]:
-    """Run the demonstration in a terminal; return a window for each picture."""
+async def draw_screen(browser: Browser, name: str, screen: str) -> None:
+    """Write the picture of a screen."""
+    svg = screen_svg(screen, "dmx")
+    width, height = (round(float(word)) for word in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    background = DIMMED_MONOKAI.background_color.hex
+    page = f"<meta charset='utf-8'><body style='margin:0;background:{background}'>{svg}</body>"
+    await browser.open("data:text/html;base64," + base64.b64encode(page.encode()).decode(), (width, height))
+    await browser.save(name)
+
+
+async def draw_training(browser: Browser) -> None:
+    """Write the picture of a training, late in its last epoch but one."""
     with Terminal() as terminal:
-        terminal.type("make demo")
-        training = terminal.wait(r"^Epoch 6/7 .* left")
-        terminal.wait(r"^Label maps: ")
-        terminal.type("dmx runs list --experiment demo --limit 6")
-        done = terminal.wait(r"run +name(.|\n)*\n\$")
-    return {
-        "terminal-train.png": screen_svg(training, "make demo"),
-        "terminal-scores.png": screen_svg(done.rstrip().removesuffix("$").rstrip(), "make demo"),
-    }
+        terminal.wait(r"^\$$")
+        terminal.type("dmx train experiments/demo/stroke.yaml")
+        screen = terminal.wait(r"^Epoch 6/7 .* [3-6]\d/75 .* left")
+        await draw_screen(browser, "terminal-train.png", screen)
+        terminal.wait(r"^Look: ")
 
 
-async def draw_terminal(browser: Browser) -> None:
-    """Write the pictures of the terminal."""
-    for name, svg in terminal_screens().items():
-        width, height = (round(float(word)) for word in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
-        page = f"<body style='margin:0;background:transparent'>{svg}</body>"
-        address = "data:text/html;base64," + base64.b64encode(page.encode()).decode()
-        await browser.call("Emulation.setDefaultBackgroundColorOverride", color={"r": 0, "g": 0, "b": 0, "a": 0})
-        await browser.open(address, (width, height))
-        await browser.save(name)
+async def draw_scores(browser: Browser) -> None:
+    """Write the picture of an evaluation and the list of runs."""
+    with Terminal() as terminal:
+        terminal.wait(r"^\$$")
+        terminal.type("dmx evaluate --from-run demo/last")
+        terminal.wait(r"evaluation/cases.csv\n\$$")
+        terminal.type("dmx runs list")
+        screen = terminal.wait(r"run +name(.|\n)*\n\$")
+        await draw_screen(browser, "terminal-scores.png", screen.removesuffix("$").rstrip())
 
 
 async def draw_pages(browser: Browser) -> None:
     """Write the pictures of the MLflow UI: the experiment's runs, and a figure of the last evaluation."""
+    await browser.call("Page.enable")
     await browser.call("Page.addScriptToEvaluateOnNewDocument", source=_NO_PANEL)
     uri = embedded_uri(ROOT)
     last = open_store(uri).list_runs(experiment="demo", tags={"dmx.kind": "evaluate"}, limit=1)[0]
     with serving(uri, free_port(5300)) as base:
-        await browser.open(experiment_link(base, last.experiment_id), (_MENU + 1110, 480), "Run Name", last.name)
-        await browser.run("document.querySelector('button[aria-label=\"Hide banner\"]')?.click()")
+        await browser.open(experiment_link(base, last.experiment_id), (_MENU + 1106, 620), "Run Name", "matching runs")
+        await browser.run(_CLICK.format(selector="[aria-label='Hide banner']"))
+        await browser.run(_CLICK.format(selector="button[data-component-id*=runnamecellrenderer]"))
+        await browser.until(f"document.body.innerText.includes({json.dumps(last.name)})")
         await browser.save("mlflow-runs.png", left=_MENU)
         figure = run_link(base, last.experiment_id, last.id).replace("?", f"/artifacts/{_FIGURE}?")
-        await browser.open(figure, (_MENU + 1110, 760), "Artifacts", "confusion.png")
+        await browser.open(figure, (_MENU + 1106, 745), "Artifacts", "confusion.png")
         await browser.until("[...document.images].some(image => image.naturalWidth > 500)")
         await browser.save("mlflow-evaluation.png", left=_MENU)
+
+
+_PARTS = {"train": draw_training, "scores": draw_scores, "mlflow": draw_pages}
 
 
 async def draw(parts: list[str]) -> None:
@@ -230,14 +252,12 @@ async def draw(parts: list[str]) -> None:
                 page = next(item for item in await answer.json() if item["type"] == "page")
             async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 browser = Browser(socket)
-                if "terminal" in parts:
-                    await draw_terminal(browser)
-                if "mlflow" in parts:
-                    await draw_pages(browser)
+                for part in parts:
+                    await _PARTS[part](browser)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["terminal", "mlflow"])
+    parser.add_argument("--only", choices=_PARTS)
     only = parser.parse_args().only
-    asyncio.run(draw([only] if only else ["terminal", "mlflow"]))
+    asyncio.run(draw([only] if only else list(_PARTS)))
