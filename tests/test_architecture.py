@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -139,6 +140,8 @@ def test_the_training_core_needs_torch_alone() -> None:
 
 def test_the_project_names_no_private_place() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    if ROOT.parent in {Path("/"), Path(tempfile.gettempdir())}:
+        pytest.skip(f"{ROOT.parent} is no private place: texts may name it")
     private = str(ROOT.parent) + "/"
     texts = [ROOT / name for name in files if Path(name).suffix in {".py", ".md", ".yaml", ".toml", ".txt", ""}]
     assert not [path for path in texts if path.is_file() and private in path.read_text(errors="ignore")]
