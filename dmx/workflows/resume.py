@@ -75,6 +75,7 @@ def resume(
     info = find_training(store, run_name)
     if info.kind not in _KINDS:
         raise RunError(f"Run '{info.experiment}/{info.name}' is no training ({info.kind or 'of another program'}).")
+    _require_a_training(store, info)
     before = run_experiment(store, info)
     experiment = _changed(before, changes or {})
     if extension is not None:
@@ -141,6 +142,26 @@ def _beginning(run: ActiveRun, checked: Checked, session: Session) -> _Beginning
         source=content.manifest["source"],
         optimizer="Optimizer state restored. Uninitialized: no. Reset requested: no.",
     )
+
+
+def _require_a_training(store: RunStore, info: RunInfo) -> None:
+    """Require a run that trains; a transfer can only go on once its received weights are in a checkpoint.
+
+    Raises:
+        RunError: It holds an untrained network, or was ended before anything of it was saved.
+    """
+    place = f"'{info.experiment}/{info.name}'"
+    if info.tags.get("dmx.optimizer_state", "").startswith("none"):
+        raise RunError(
+            f"Run {place} holds a network that was transferred and not trained. Train it with "
+            f"'dmx train EXPERIMENT --from-run {info.id[:8]}'."
+        )
+    if (
+        info.kind == "transfer"
+        and not checkpoint_names(info.tags)
+        and "checkpoints" not in store.list_artifacts(info.id)
+    ):
+        raise RunError(f"Run {place} was ended before its first checkpoint. Start it again with 'dmx train'.")
 
 
 def _from_the_start(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:

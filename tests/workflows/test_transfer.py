@@ -14,6 +14,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.training.checkpoint import read_checkpoint
 from dmx.workflows.predict import PredictRequest, predict
+from dmx.workflows.resume import resume
 from dmx.workflows.train import train
 from dmx.workflows.transfer import prepare_transfer, train_transferred, transfer, transfer_and_train
 from tests.workflows.conftest import session, settings
@@ -69,6 +70,8 @@ def test_the_transferred_network_trains_without_any_switch(project: Path, manife
         weights(project, done.run.id, "initial")["normal.block_1.conv.weight"],
         weights(project, source)["normal.block_1.conv.weight"],
     )
+    with pytest.raises(RunError, match=r"not trained.*dmx train EXPERIMENT --from-run"):
+        resume(moved.run.id, session(project))
     with pytest.raises(RunError, match=r"has been trained.*dmx resume.*dmx finetune"):
         train_transferred(settings(manifest), source, session(project), name=None, strict=False)
 
