@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,3 +31,35 @@ class LayerGroup:
     modules: tuple[nn.Module, ...]
     is_head: bool
     parameters: Mapping[str, nn.Parameter]
+
+
+def module_groups(network: nn.Module, *, head: str) -> tuple[LayerGroup, ...]:
+    """Return one group for each module that owns parameters, in the order in which they were registered.
+
+    Args:
+        network: The network.
+        head: Name of the module that gives the scores; what lies in it belongs to the head.
+    """
+    groups: list[LayerGroup] = []
+    seen: set[int] = set()
+    for name, module in network.named_modules():
+        direct = module.named_parameters(prefix=name, recurse=False)
+        own = {key: parameter for key, parameter in direct if id(parameter) not in seen}
+        seen.update(id(parameter) for parameter in own.values())
+        if not own:
+            continue
+        position = len(groups) + 1
+        is_head = f"{name}.".startswith(f"{head}.")
+        groups.append(LayerGroup("network", position, position, name, (module,), is_head, own))
+    return tuple(groups)
+
+
+def named_kernels(network: nn.Module) -> list[tuple[str, _ConvNd | nn.Linear]]:
+    """Return convolutions and linear layers with their names, in the order in which they were registered."""
+    return [(name, part) for name, part in network.named_modules() if isinstance(part, _ConvNd | nn.Linear)]
+
+
+def kernel_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of convolutions and linear layers, each once."""
+    weights = (cast(nn.Parameter, kernel.weight) for _, kernel in named_kernels(network))
+    return list({id(weight): weight for weight in weights}.values())

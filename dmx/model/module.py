@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from dmx.errors import ModelError, suggest
 from dmx.geometry import PatchPlan, SegmentPlan, Triple, triple
-from dmx.model.groups import LayerGroup
+from dmx.model.groups import LayerGroup, kernel_weights, module_groups, named_kernels
 from dmx.model.meta import meta_call, meta_state, mode
 from dmx.model.network import Network
 from dmx.model.spec import size_text
@@ -51,7 +51,7 @@ class ModuleNetwork(Network):
         self.name = name
         self.num_channels = num_channels
         self.num_classes = num_classes
-        self.head_name = _find_head(network, name, head)
+        self.head_name = find_head(network, name, head)
         self._refusals: dict[Triple, str | None] = {}
 
     def forward(self, patches: Sequence[Tensor]) -> Tensor:
@@ -93,24 +93,11 @@ class ModuleNetwork(Network):
 
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return one group for each module that owns parameters, in the order in which they were registered."""
-        groups: list[LayerGroup] = []
-        seen: set[int] = set()
-        head = f"network.{self.head_name}.".replace("..", ".")
-        for name, module in self.named_modules():
-            direct = module.named_parameters(prefix=name, recurse=False)
-            own = {key: parameter for key, parameter in direct if id(parameter) not in seen}
-            seen.update(id(parameter) for parameter in own.values())
-            if not own:
-                continue
-            position = len(groups) + 1
-            is_head = f"{name}.".startswith(head)
-            groups.append(LayerGroup("network", position, position, name, (module,), is_head, own))
-        return tuple(groups)
+        return module_groups(self, head=f"network.{self.head_name}".rstrip("."))
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of convolutions and linear layers."""
-        weights = (cast(nn.Parameter, kernel.weight) for _, kernel in _kernels(self))
-        return list({id(weight): weight for weight in weights}.values())
+        return kernel_weights(self)
 
     def _refusal(self, segment: Triple) -> str | None:
         """Return why the network cannot take a segment, or None; tried once per size, without computing."""
@@ -174,19 +161,14 @@ def missing_package(name: str, error: Exception, *, advice: str) -> ModelError:
     return ModelError(f"Network {name} needs a package that is not installed ({error}). {advice}")
 
 
-def _kernels(module: nn.Module) -> list[tuple[str, _ConvNd | nn.Linear]]:
-    """Return convolutions and linear layers with their names, in the order in which they were registered."""
-    return [(name, part) for name, part in module.named_modules() if isinstance(part, _ConvNd | nn.Linear)]
-
-
 def _require_kernels(module: nn.Module, name: str) -> list[tuple[str, _ConvNd | nn.Linear]]:
-    kernels = _kernels(module)
+    kernels = named_kernels(module)
     if not kernels:
         raise ModelError(f"Network {name} has no convolution and no linear layer, so there is nothing to train.")
     return kernels
 
 
-def _find_head(network: nn.Module, name: str, head: str | None) -> str:
+def find_head(network: nn.Module, name: str, head: str | None) -> str:
     """Return the name of the module that gives the class scores."""
     last, _ = _require_kernels(network, name)[-1]
     if head is None:
