@@ -55,5 +55,6 @@ def main() -> None:
     try:
         app()
     except DmxError as error:
-        err.print(f"[bold red]Error:[/] {escape(str(error))}")
+        # Paths stay whole, so that they can be copied.
+        err.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)

@@ -24,6 +24,7 @@ from dmx.geometry import Triple, triple
 
 _LONGEST_HEADER = 540
 _COMPRESSION = 4
+_BEHIND = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,9 +201,10 @@ def _read_data(path: Path, header: NiftiHeader) -> NDArray[Any]:
             stream.seek(header.offset)
             content = bytearray(size)
             filled = _fill(stream, content)
-            # The checksum at the end of a gzip file is compared when the end is reached.
-            if path.name.endswith(".gz"):
-                stream.read(1)
+            # The checksum at the end of a gzip file is compared only when the end is reached; a damaged stream can go
+            # on behind the data.
+            while path.name.endswith(".gz") and stream.read(_BEHIND):
+                pass
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise CohortError(f"'{path}' cannot be read: {_reason(error) or 'not enough memory'}.") from error
     if filled != size:
