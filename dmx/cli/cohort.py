@@ -163,9 +163,13 @@ def split(
     manifest: Manifest,
     output: Output,
     *,
-    training: Annotated[float, typer.Option(help="Share of the subjects for training.")] = 0.8,
-    validation: Annotated[float, typer.Option(help="Share for validation during the training.")] = 0.2,
-    evaluation: Annotated[float, typer.Option(help="Share held out for the evaluation.")] = 0.0,
+    training: Annotated[
+        float | None, typer.Option(help="Share of the subjects for training; 0.8 where no share is given.")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share for validation during the training; 0.2 where no share is given.")
+    ] = None,
+    evaluation: Annotated[float | None, typer.Option(help="Share held out for the evaluation.")] = None,
     fold: Annotated[
         int | None, typer.Option(help="Take this fold (from 0) for validation instead; evaluation stays held out.")
     ] = None,
@@ -178,8 +182,9 @@ def split(
 
     cohort = read_manifest(manifest)
     if fold is None:
-        fractions = {"training": training, "validation": validation, "evaluation": evaluation}
-        cohort = split_by_subject(cohort, fractions=fractions, seed=seed)
+        shares = {"training": training, "validation": validation, "evaluation": evaluation}
+        fractions = {name: share for name, share in shares.items() if share is not None}
+        cohort = split_by_subject(cohort, fractions=fractions or {"training": 0.8, "validation": 0.2}, seed=seed)
     else:
         cohort = k_fold(cohort, fold=fold, folds=folds, seed=seed)
     write_manifest(cohort, output)

@@ -55,6 +55,16 @@ def test_split_writes_a_manifest_of_the_same_cases(make_cohort: Make, tmp_path: 
     assert "training: 6 cases of 6 subjects validation: 2 cases" in text
 
 
+def test_split_takes_the_shares_that_are_given_and_no_others(make_cohort: Make, tmp_path: Path) -> None:
+    write_manifest(make_cohort(10), tmp_path / "m.csv")
+    text = run("split", tmp_path / "m.csv", "-o", tmp_path / "s.csv", "--training", "0.3", "--evaluation", "0.7")
+    assert "training: 3 cases of 3 subjects validation: 0 cases of 0 subjects evaluation: 7 cases" in text
+    text = run("split", tmp_path / "m.csv", "-o", tmp_path / "s.csv")
+    assert "training: 8 cases of 8 subjects validation: 2 cases" in text
+    with pytest.raises(CohortError, match="must add up to 1, got training 0.3"):
+        run("split", tmp_path / "m.csv", "-o", tmp_path / "s.csv", "--training", "0.3")
+
+
 def test_show_writes_pictures_and_a_table(make_cohort: Make, tmp_path: Path) -> None:
     write_manifest(make_cohort(), tmp_path / "m.csv")
     text = run("show", tmp_path / "m.csv", "--case", "case1", "-o", tmp_path / "out")
