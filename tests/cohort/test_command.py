@@ -61,7 +61,7 @@ def test_split_takes_the_shares_that_are_given_and_no_others(make_cohort: Make, 
     assert "training: 3 cases of 3 subjects validation: 0 cases of 0 subjects evaluation: 7 cases" in text
     text = run("split", tmp_path / "m.csv", "-o", tmp_path / "s.csv")
     assert "training: 8 cases of 8 subjects validation: 2 cases" in text
-    with pytest.raises(CohortError, match="must add up to 1, got training 0.3"):
+    with pytest.raises(CohortError, match=r"must add up to 1, got training 0\.3"):
         run("split", tmp_path / "m.csv", "-o", tmp_path / "s.csv", "--training", "0.3")
 
 
