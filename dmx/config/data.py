@@ -44,11 +44,12 @@ class NormalizeSection:
 
     __pydantic_config__ = _STRICT
 
-    method: Literal["zscore", "window", "none"] = "zscore"
-    """Subtract mean and divide by standard deviation; map a fixed window to 0..1; or leave as it is."""
+    method: Literal["zscore", "range", "window", "none"] = "zscore"
+    """Subtract mean and divide by standard deviation; map lowest and highest to 0 and 1; map a fixed window to 0..1; or
+    leave as it is."""
     region: Literal["roi", "foreground", "image"] = "roi"
-    """Where mean and deviation are measured; `roi` falls back to `foreground` for a case without one (to `image`
-    in compatibility mode)."""
+    """Where mean and deviation (`range`: lowest and highest) are measured; `roi` falls back to `foreground` for a case
+    without one (to `image` in compatibility mode)."""
     channels: tuple[str, ...] = ()
     """Channels that are normalized; empty: all."""
     percentiles: tuple[float, float] | None = None
@@ -59,8 +60,19 @@ class NormalizeSection:
     """Measure only above the mean of the whole image (DeepMedic: cutoff_below_mean)."""
     window: tuple[float, float] | None = None
     """Lower and upper intensity of `method: window`."""
+    fixed: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    """Channel: lowest and highest intensity that it is clipped to, then mean and deviation, the same for all cases;
+    such a channel is not normalized by `method` (nnU-Net: CTNormalization)."""
+    outside: Literal["scaled", "zero"] = "scaled"
+    """Voxels outside of the region after `method: zscore`: scaled like all others, or 0."""
 
     def __post_init__(self) -> None:
+        for channel, (low, high, _, std) in self.fixed.items():
+            if not low < high or not std > 0:
+                raise ValueError(
+                    f"fixed.{channel} must be a lowest and a higher intensity, a mean and a deviation above 0, got "
+                    f"{list(self.fixed[channel])}"
+                )
         if (self.method == "window") != (self.window is not None):
             raise ValueError("window must be given with method 'window' and only with it")
         for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
@@ -85,6 +97,9 @@ class PreprocessSection:
     """Keep only the box around the roi (or the computed foreground)."""
     crop_margin: int = 8
     """Voxels kept around that box."""
+    foreground: Literal["contrast", "nonzero"] = "contrast"
+    """How foreground is computed: what stands out from the corners of the scan, or every voxel that is not 0 in some
+    channel (nnU-Net); holes count too."""
     normalize: NormalizeSection = field(default_factory=NormalizeSection)
     """Intensity normalization."""
 

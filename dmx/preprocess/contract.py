@@ -47,7 +47,9 @@ class Contract:
     compatibility: Literal["none", "deepmedic"] = "none"
 
     def __post_init__(self) -> None:
-        for what, names in (("fill", self.fill), ("normalize.channels", self.preprocess.normalize.channels)):
+        normalize = self.preprocess.normalize
+        named = (("fill", self.fill), ("normalize.channels", normalize.channels), ("normalize.fixed", normalize.fixed))
+        for what, names in named:
             for name in names:
                 if name not in self.channels:
                     raise ConfigError(
@@ -116,6 +118,7 @@ def _preprocess(values: Mapping[str, Any]) -> PreprocessSection:
     normalize: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values["normalize"].items()
     }
+    normalize["fixed"] = {name: tuple(numbers) for name, numbers in normalize.get("fixed", {}).items()}
     spacing = values["spacing"]
     return PreprocessSection(
         **{

@@ -1,4 +1,4 @@
-"""Make intensities comparable: z-score in a region, or a fixed window."""
+"""Make intensities comparable: z-score or range in a region, a fixed window, or fixed numbers."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def normalize_channel(
 
     Args:
         image_IJK: Intensities.
-        region: Where mean and deviation are measured before the cut-offs.
+        region: Where mean and deviation, or lowest and highest, are measured before the cut-offs.
         section: Method and cut-offs.
         case: Name for the error.
         channel: Name for the error.
@@ -27,6 +27,9 @@ def normalize_channel(
     Raises:
         CohortError: Nothing is left to measure in.
     """
+    if channel in section.fixed:
+        low, high, mean, std = section.fixed[channel]
+        return ((np.clip(image_IJK.astype(np.float64), low, high) - mean) / std).astype(np.float32)
     if section.method == "none" or (section.channels and channel not in section.channels):
         return image_IJK.astype(np.float32)
     if section.window is not None:
@@ -35,17 +38,28 @@ def normalize_channel(
         return np.clip(scaled, 0.0, 1.0).astype(np.float32)
     # DeepMedic computes in float64; cut-offs compare strictly, so rounding would move voxels across them.
     image = image_IJK.astype(np.float64)
+    return _measured(image, region, section, case=case, channel=channel).astype(np.float32)
+
+
+def _measured(
+    image: NDArray[np.float64], region: NDArray[np.bool_], section: NormalizeSection, *, case: str, channel: str
+) -> NDArray[np.float64]:
+    """Return the channel by its own mean and deviation, or its own lowest and highest intensity."""
     values = image[measured_region(image, region, section)]
     if not values.size:
         raise CohortError(
-            f"case '{case}', channel '{channel}': no voxel is left to measure mean and deviation in. Check its roi and "
+            f"case '{case}', channel '{channel}': no voxel is left to measure intensities in. Check its roi and "
             "the cut-offs of preprocess.normalize."
         )
     if values.min() == values.max():
-        return np.zeros(image.shape, dtype=np.float32)
+        return np.zeros(image.shape)
+    if section.method == "range":
+        return np.asarray((image - values.min()) / (values.max() - values.min()))
     image -= values.mean()
     image /= values.std()
-    return image.astype(np.float32)
+    if section.outside == "zero":
+        image[~region] = 0.0
+    return image
 
 
 def measured_region(

@@ -15,7 +15,7 @@ from dmx.errors import CohortError
 from dmx.preprocess.contract import Contract, first_channel
 from dmx.preprocess.native import Geometry, cropped, forward, plan_geometry
 from dmx.preprocess.normalize import normalize_channel
-from dmx.preprocess.region import Region, bounding_box, foreground
+from dmx.preprocess.region import Region, bounding_box, foreground, nonzero
 
 __all__ = ["PreparedCase", "class_indices", "preprocess_case"]
 
@@ -126,7 +126,8 @@ def _regions(
         wanted = "image" if contract.compatibility == "deepmedic" else "foreground"
     computed = None
     if wanted == "foreground" or (crop and roi is None):
-        computed = foreground([image for image in images.values() if image is not None])
+        compute = nonzero if contract.preprocess.foreground == "nonzero" else foreground
+        computed = compute([image for image in images.values() if image is not None])
     measured = {"roi": roi, "foreground": computed, "image": None}[wanted]
     return (roi if roi is not None else computed) if crop else None, measured
 

@@ -1,6 +1,6 @@
 """Where a scan shows something: the computed foreground, and boxes around regions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,13 @@ def foreground(channels_IJK: Iterable[NDArray[Any]]) -> Region:
         raise ValueError("foreground needs at least one channel, got none")
     filled: Region = ndimage.binary_fill_holes(union)
     return filled
+
+
+def nonzero(channels_IJK: Sequence[NDArray[Any]]) -> Region:
+    """Return where any channel is not 0, holes filled; everything where that is nowhere."""
+    union = np.logical_or.reduce([image != 0 for image in channels_IJK])
+    filled: Region = ndimage.binary_fill_holes(union)
+    return filled if filled.any() else np.ones_like(filled)
 
 
 def _foreground_of(image: NDArray[Any]) -> Region:

@@ -17,7 +17,9 @@ FULL = Contract(
     preprocess=PreprocessSection(
         spacing=(1.0, 2.0, 3.0),
         crop_to_roi=True,
-        normalize=NormalizeSection(percentiles=(5.0, 95.0), channels=("t1",)),
+        normalize=NormalizeSection(
+            percentiles=(5.0, 95.0), channels=("t1",), fixed={"t2": (0.0, 9.0, 4.0, 1.0)}, outside="zero"
+        ),
     ),
     spacing=(1.0, 2.0, 3.0),
     pad_before=(8, 8, 8),
@@ -30,6 +32,15 @@ def test_a_contract_survives_json() -> None:
     again = Contract.from_dict(json.loads(json.dumps(FULL.as_dict())))
     assert again == FULL
     assert again.key() == FULL.key()
+
+
+def test_a_contract_of_an_older_checkpoint_gets_the_defaults() -> None:
+    values = FULL.as_dict()
+    for name in ("fixed", "outside"):
+        del values["preprocess"]["normalize"][name]
+    del values["preprocess"]["foreground"]
+    normalize = replace(FULL.preprocess.normalize, fixed={}, outside="scaled")
+    assert Contract.from_dict(values) == replace(FULL, preprocess=replace(FULL.preprocess, normalize=normalize))
 
 
 def test_the_key_follows_every_setting_but_not_the_order_of_a_mapping() -> None:
@@ -54,6 +65,8 @@ def test_what_cannot_be_read_is_one_sentence() -> None:
 def test_unknown_channels_are_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"'t11'.*Did you mean 't1'"):
         replace(FULL, fill={"t11": 0.0})
+    with pytest.raises(ConfigError, match=r"normalize.fixed names the channel 't3'"):
+        replace(FULL, preprocess=PreprocessSection(normalize=NormalizeSection(fixed={"t3": (0.0, 1.0, 0.0, 1.0)})))
 
 
 def test_the_median_is_taken_in_the_axes_of_the_prepared_arrays(make_case) -> None:

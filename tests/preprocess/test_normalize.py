@@ -85,3 +85,28 @@ def test_none_and_channels_that_are_not_named_stay_as_they_are() -> None:
     np.testing.assert_array_equal(normalized(method="none"), IMAGE)
     np.testing.assert_array_equal(normalized(channels=("t2",)), IMAGE)
     assert not np.array_equal(normalized(channels=("t1",)), IMAGE)
+
+
+def test_fixed_numbers_clip_and_scale_whatever_the_method_says() -> None:
+    fixed = {"t1": (1.0, 4.0, 2.0, 0.5)}
+    wanted = [-2.0, -2.0, 0.0, 2.0, 4.0, 4.0]
+    for method in ("zscore", "none"):
+        assert normalized(method=method, fixed=fixed).ravel().tolist() == wanted
+    assert normalized(method="none", fixed={"t2": fixed["t1"]}).ravel().tolist() == IMAGE.ravel().tolist()
+    for numbers in ((4.0, 1.0, 2.0, 0.5), (1.0, 4.0, 2.0, 0.0)):
+        with pytest.raises(ValueError, match=r"fixed\.t1 must be a lowest and a higher intensity"):
+            NormalizeSection(fixed={"t1": numbers})
+
+
+def test_a_range_is_that_of_the_region_and_nothing_is_cut_off() -> None:
+    assert normalized(method="range").ravel().tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 1.0])
+    region = IMAGE < 5
+    assert normalized(region=region, method="range").ravel().tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 2.5])
+
+
+def test_outside_of_the_region_zscore_can_leave_zeros() -> None:
+    region = IMAGE > 0
+    zero, scaled = (normalized(region=region, outside=outside) for outside in ("zero", "scaled"))
+    assert zero[region].tolist() == scaled[region].tolist()
+    assert zero[~region].tolist() == [0.0]
+    assert scaled[~region].item() < -1

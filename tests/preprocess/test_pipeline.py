@@ -64,6 +64,21 @@ def test_cropping_keeps_the_roi_and_labels_return(make_case, spacing) -> None:
         np.testing.assert_array_equal(maps.argmax(0), restored)
 
 
+def test_nonzero_voxels_are_cropped_to_and_measured_in(make_case, rng) -> None:
+    image = np.zeros(SHAPE)
+    # So faint beside the rest that the computed foreground of contrast leaves it out.
+    image[1:8, 2:7, 1:6] = 1.0
+    image[3:5, 3:5, 3:5] = rng.normal(1000, 10, (2, 2, 2))
+    case = make_case(t1=image, roi=None)
+    settings = {"crop_to_roi": True, "crop_margin": 0}
+    normalize = NormalizeSection(region="foreground", outside="zero")
+    prepared = preprocess_case(case, contract(foreground="nonzero", normalize=normalize, **settings))
+    assert prepared.channels.shape == (1, 7, 5, 5)
+    kept = read_volume(case.channels["t1"]).array[1:8, 2:7, 1:6]
+    np.testing.assert_allclose(prepared.channels[0], (kept - kept.mean()) / kept.std(), atol=1e-5)
+    assert preprocess_case(case, contract(normalize=normalize, **settings)).channels.shape == (1, 2, 2, 2)
+
+
 def test_without_a_roi_the_foreground_is_cropped_to_and_measured_in(make_case, rng) -> None:
     image = np.zeros(SHAPE)
     image[4:7, 3:6, 3:5] = rng.normal(100, 5, (3, 3, 2))

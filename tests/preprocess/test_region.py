@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dmx.preprocess.region import bounding_box, foreground
+from dmx.preprocess.region import bounding_box, foreground, nonzero
 
 
 def head(rng: np.random.Generator, *, air: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +40,15 @@ def test_the_box_is_widened_within_the_volume() -> None:
     assert bounding_box(region, 0) == ((3, 0, 7), (2, 1, 1))
     assert bounding_box(region, 2) == ((1, 0, 5), (6, 3, 3))
     assert bounding_box(np.zeros((3, 3, 3), dtype=bool), 2) is None
+
+
+def test_nonzero_is_every_voxel_that_is_not_zero_in_some_channel_with_holes() -> None:
+    image = np.zeros((7, 7, 7))
+    image[1:6, 1:6, 1:6] = -0.5
+    image[3, 3, 3] = 0
+    other = np.zeros(image.shape)
+    other[6, 6, 6] = 1
+    result = nonzero([image, other])
+    assert result.sum() == 5**3 + 1
+    assert result[3, 3, 3]
+    assert nonzero([np.zeros((2, 2, 2))]).all()
