@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "dmx needs Python 3.11 to 3.13; say which one: make PYTHON=python3.11 …"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,networks,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,networks,images,inside,dev]'
 	@touch $@
 
 setup: $(READY)  ## Make the virtual environment (every target does it when needed)

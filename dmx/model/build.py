@@ -49,13 +49,18 @@ def build_network(
 
     Raises:
         ModelError: The settings do not describe a network; the sentence names field, allowed and got.
+        CheckpointError: They name a function that the user has not named.
     """
     if section.name != "multiscale":
         if compatibility != "none":
             raise ModelError(
                 f"compatibility '{compatibility}' needs model.name 'multiscale', got '{section.name}'. "
-                "Leave compatibility out to train a network of MONAI."
+                "Leave compatibility out to train another network."
             )
+        if ":" in section.name:
+            from dmx.model.factory import build_factory
+
+            return build_factory(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
         from dmx.model.registry import build_monai
 
         return build_monai(section, num_channels=num_channels, num_classes=num_classes, seed=seed)

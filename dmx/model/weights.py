@@ -1,6 +1,8 @@
 """Weights before training, as a pure function of seed and name."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -26,3 +28,17 @@ def draw_kernels(network: nn.Module, section: WeightInitSection, *, seed: int) -
         module.weight.copy_(normal(key, module.weight.shape, module.weight.device) * std)
         if module.bias is not None:
             module.bias.zero_()
+
+
+@contextmanager
+def drawn_from(seed: int, name: str) -> Iterator[None]:
+    """Let torch's own initialization draw from a seed; afterwards the global random state is what it was.
+
+    Args:
+        seed: The experiment's seed.
+        name: Kind of network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Only the generator of the CPU: torch.manual_seed would also reset those of the GPUs.
+        torch.default_generator.manual_seed(derive(seed, "weights", name))
+        yield
