@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from dmx import __version__
-from dmx.cli import cohort, config, model, predict, runs, train, transfer, ui
+from dmx.cli import cohort, config, export, model, predict, runs, train, transfer, ui
 from dmx.cli.console import err, out
 from dmx.errors import DmxError
 
@@ -42,6 +42,7 @@ app.command()(transfer.transfer)
 app.command()(train.resume)
 app.command()(predict.predict)
 app.command()(predict.evaluate)
+app.command()(export.export)
 app.add_typer(cohort.app, name="cohort")
 app.add_typer(model.app, name="model")
 app.add_typer(config.app, name="config")

@@ -96,9 +96,9 @@ def write_checkpoint(
     reserved = [key for key in _RESERVED if key in manifest]
     if reserved:
         raise CheckpointError(f"The manifest of a checkpoint must leave {', '.join(reserved)} to the writer.")
-    files = {MODEL: _weights_bytes(model_state), TRAINING_STATE: _state_bytes(training_state)}
+    files = {MODEL: weights_bytes(model_state), TRAINING_STATE: _state_bytes(training_state)}
     if average_state is not None:
-        files[AVERAGE] = _weights_bytes(average_state)
+        files[AVERAGE] = weights_bytes(average_state)
     entries = {name: _entry(data) for name, data in files.items()}
     # Through JSON first, so that the digest is that of what a reader will see (keys are strings then).
     content = json.loads(json.dumps({**manifest, "format_version": FORMAT_VERSION, "files": entries}))
@@ -237,7 +237,13 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def weights_bytes(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a safetensors file.
+
+    Args:
+        tensors: Weights by name.
+        metadata: Texts to put into its header.
+    """
     from safetensors.torch import save
 
     whole: dict[str, Tensor] = {}
@@ -247,7 +253,7 @@ def _weights_bytes(tensors: Mapping[str, Tensor]) -> bytes:
         # The weights of a module that is registered twice stand in the state dict twice, which safetensors refuses.
         whole[name] = value.clone() if value.data_ptr() in places else value
         places.add(value.data_ptr())
-    data: bytes = save(whole)
+    data: bytes = save(whole, None if metadata is None else dict(metadata))
     return data
 
 

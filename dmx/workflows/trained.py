@@ -51,8 +51,25 @@ class Trained:
         return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
 
 
-def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> Trained:
-    """Open a run's network.
+@dataclass(frozen=True, kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint of a run, on this machine.
+
+    Attributes:
+        run: The run.
+        name: ``best``, ``last``, …
+        folder: Its folder.
+        content: What it holds, without the training state.
+    """
+
+    run: RunInfo
+    name: str
+    folder: Path
+    content: Checkpoint
+
+
+def stored_checkpoint(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> StoredCheckpoint:
+    """Read a run's checkpoint; the network that it belongs to is not built.
 
     Args:
         store: Where the run is kept.
@@ -62,7 +79,7 @@ def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
 
     Raises:
         RunError: There is no such run or checkpoint.
-        CheckpointError: The checkpoint is damaged or is that of another network.
+        CheckpointError: The checkpoint is damaged.
     """
     info = find_training(store, run)
     names = checkpoint_names(info.tags)
@@ -74,15 +91,27 @@ def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
     name = checkpoint or ("best" if "best" in names else "last" if "last" in names else "initial")
     folder = checkpoint_path(store, info, name, root=root)
     content = read_checkpoint(folder, with_training_state=False)
+    return StoredCheckpoint(run=info, name=name, folder=folder, content=content)
+
+
+def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> Trained:
+    """Open a run's network; the arguments are those of :func:`stored_checkpoint`.
+
+    Raises:
+        RunError: There is no such run or checkpoint.
+        CheckpointError: The checkpoint is damaged or is that of another network.
+    """
+    stored = stored_checkpoint(store, run, checkpoint=checkpoint, root=root)
+    content = stored.content
     contract = Contract.from_dict(content.manifest["contract"])
     return Trained(
-        run=info,
-        checkpoint_name=name,
-        folder=folder,
+        run=stored.run,
+        checkpoint_name=stored.name,
+        folder=stored.folder,
         manifest=content.manifest,
         network=network_of(content, contract),
         contract=contract,
-        experiment=run_experiment(store, info),
+        experiment=run_experiment(store, stored.run),
     )
 
 
