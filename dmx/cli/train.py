@@ -45,12 +45,12 @@ def train(
 ) -> None:
     """Train a network on a cohort, as a new run; with a section 'transfer' it receives weights first."""
     from dmx.config.freeze import freeze_overrides
-    from dmx.config.load import apply_overrides, load_experiment, read_raw
+    from dmx.config.load import load_experiment, read_given
     from dmx.workflows.train import train as run_training
     from dmx.workflows.transfer import train_transferred, transfer_and_train
 
     changes = [*(overrides or ()), *freeze_overrides(freeze or ())]
-    raw = apply_overrides(read_raw(experiment), changes)
+    raw = read_given(experiment, changes)
     if raw.get("transfer"):
         if from_run is not None:
             raise ConfigError("The experiment has a section 'transfer', so --from-run has no place; leave one out.")

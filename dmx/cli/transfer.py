@@ -63,7 +63,7 @@ def transfer(
 ) -> None:
     """Give what a run has learned to a network of another shape, as a new run that can be trained."""
     from dmx.cli.report import TerminalReport, print_result
-    from dmx.config.load import apply_overrides, read_raw
+    from dmx.config.load import read_given
     from dmx.tracking.location import project_root
     from dmx.workflows.session import Session
     from dmx.workflows.transfer import prepare_transfer
@@ -78,7 +78,7 @@ def transfer(
         "adapt_kernels": adapt_kernels or None,
         "sources": _sources(from_run, from_file, checkpoint),
     }
-    raw = apply_overrides(read_raw(experiment), overrides or ())
+    raw = read_given(experiment, overrides or ())
     given = {key: value for key, value in words.items() if value is not None}
     raw["transfer"] = {**(raw.get("transfer") or {}), **given}
     with TerminalReport() as report:

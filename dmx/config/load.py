@@ -10,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dmx.config.sections import Experiment
+from dmx.config.trust import trust_given
 from dmx.config.yaml_loader import parse_yaml, read_yaml
 from dmx.errors import ConfigError, suggest
 
@@ -32,8 +33,20 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: The file cannot be read, or names every setting that cannot be used.
     """
+    return build_experiment(read_given(path, overrides), source=str(path), folder=path.resolve().parent)
+
+
+def read_given(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the plain values of an experiment that the user gives, with overrides applied, unchecked.
+
+    A function that it names as its network may be called from now on.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override cannot be applied.
+    """
     raw = apply_overrides(read_raw(path), overrides)
-    return build_experiment(raw, source=str(path), folder=path.resolve().parent)
+    trust_given(raw)
+    return raw
 
 
 def read_raw(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from dmx.config.check import between
+from dmx.config.trust import check_name
 
 _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -118,11 +119,12 @@ class ModelSection:
     __pydantic_config__ = _STRICT
 
     name: str = "multiscale"
-    """`multiscale`, or a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …)."""
+    """`multiscale`, a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …), or a function of
+    your own that returns a torch module, `package.module:function`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of a MONAI network; channels, classes and dimensions are filled in."""
+    """Arguments of any network but `multiscale`; channels, classes and dimensions are filled in."""
     head: str | None = None
-    """Module that gives the class scores in a MONAI network, by name; empty: the last kernel."""
+    """Module that gives the class scores in any network but `multiscale`, by name; empty: the last kernel."""
     normal: PathwaySection = field(default_factory=PathwaySection)
     subsampled: tuple[SubsampledSection, ...] = (SubsampledSection(),)
     """Subsampled pathways; an empty list: none."""
@@ -135,8 +137,9 @@ class ModelSection:
     """How a subsampled pathway's output returns to full resolution."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.name == "multiscale" and (self.arguments or self.head):
-            raise ValueError("arguments and head belong to networks of MONAI, not to 'multiscale'")
+            raise ValueError("arguments and head belong to networks of MONAI or of your own, not to 'multiscale'")
         own = ("normal", "subsampled", "fc", "activation", "normalization", "weight_init", "upsampling")
         defaults = {field.name: field for field in fields(self)}
         changed = [name for name in own if getattr(self, name) != _default(defaults[name])]

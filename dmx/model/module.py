@@ -117,7 +117,8 @@ class ModuleNetwork(Network):
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             return first_sentence(error)
         wanted = (2, self.num_classes, *segment)
-        return None if output.shape == wanted else f"its output has the shape {tuple(output.shape)}"
+        shape = tuple(output.shape)
+        return None if shape == wanted else f"its output has the shape {shape} where {wanted} is needed"
 
     def _nearest(self, segment: Triple) -> Triple | None:
         """Return the nearest size that works, among multiples of powers of two."""

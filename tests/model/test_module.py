@@ -73,7 +73,9 @@ def test_lazy_layers_are_refused() -> None:
 
 
 def test_another_output_shape_or_none_at_all_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"its output has the shape \(2, 4, 8, 8, 8\)\)\. No size nearby fits"):
+    with pytest.raises(
+        ModelError, match=r"the shape \(2, 4, 8, 8, 8\) where \(2, 3, 8, 8, 8\) is needed\)\. No size nearby fits"
+    ):
         make(nn.Conv3d(2, 4, 1)).segment_plan((8, 8, 8))
 
     class Named(Halving):
