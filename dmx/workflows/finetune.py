@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmx.config.load import apply_overrides, as_dict, build_experiment, config_diff, read_raw
+from dmx.config.load import as_dict, build_experiment, config_diff, read_given
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError, ModelError
 from dmx.preprocess.contract import Contract
@@ -55,7 +55,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
     """
-    raw = apply_overrides(read_raw(request.experiment), request.overrides)
+    raw = read_given(request.experiment, request.overrides)
     store = open_store(uri or _tracking_uri(raw), session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
