@@ -9,7 +9,7 @@ SPLITS = ("training", "validation", "evaluation", "")
 
 @dataclass(frozen=True)
 class Case:
-    """One imaging session to segment.
+    """One imaging session to segment or to classify.
 
     Attributes:
         name: Unique in its cohort; predictions are named after it.
@@ -19,6 +19,9 @@ class Case:
         roi: Binary region in which sampling, normalization and scoring happen, if there is one.
         weight_maps: Sampling weights by name (columns ``weight_<name>``).
         split: ``training``, ``validation``, ``evaluation`` or empty.
+        label: What the whole case is, an index of the cohort's ``label_classes`` or, without these, the manifest's
+            integer; ``None`` where nobody said it.
+        targets: Numbers to predict from the whole case, by name (columns ``target_<name>``).
     """
 
     name: str
@@ -28,6 +31,8 @@ class Case:
     roi: Path | None = None
     weight_maps: Mapping[str, Path] = field(default_factory=dict)
     split: str = ""
+    label: int | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
 
     def files(self) -> dict[str, Path]:
         """Return the files that the case has, by manifest column, in the manifest's order."""
@@ -47,6 +52,7 @@ class Cohort:
         channels: Names of the channels, in the manifest's order.
         cases: The cases, in the manifest's order.
         manifest: File that the cohort was read from, if any.
+        label_classes: Names of what whole cases are (column ``label``); empty where labels are bare integers or absent.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Cohort:
     channels: tuple[str, ...]
     cases: tuple[Case, ...]
     manifest: Path | None = None
+    label_classes: tuple[str, ...] = ()
 
     def in_split(self, split: str) -> tuple[Case, ...]:
         """Return the cases of a split, in the manifest's order."""

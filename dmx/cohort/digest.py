@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dmx.cohort.cache import FactStore, default_cache_dir
-from dmx.cohort.case import Cohort
+from dmx.cohort.case import Case, Cohort
 from dmx.errors import CohortError
 
 _DIGEST_LENGTH = 32
@@ -66,11 +67,23 @@ def cohort_digest(cohort: Cohort, *, cache_dir: Path | None = None) -> str:
     """
     hashes = files_sha256((path for case in cohort.cases for path in case.files().values()), cache_dir=cache_dir)
     cases = sorted(
-        [case.name, case.subject, case.split, sorted((column, hashes[path]) for column, path in case.files().items())]
+        [
+            *(case.name, case.subject, case.split),
+            sorted((column, hashes[path]) for column, path in case.files().items()),
+            *_said_of_the_case(cohort, case),
+        ]
         for case in cohort.cases
     )
     content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases])
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+def _said_of_the_case(cohort: Cohort, case: Case) -> list[Any]:
+    """Return label and targets; nothing where the cohort has none, as before there were any."""
+    if case.label is None and not case.targets:
+        return []
+    name = cohort.label_classes[case.label] if case.label is not None and cohort.label_classes else case.label
+    return [name, sorted((target, repr(value)) for target, value in case.targets.items())]
 
 
 @cache

@@ -4,16 +4,20 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dmx.cohort.case import SPLITS, Case, Cohort
 from dmx.cohort.files import atomic_file
+from dmx.cohort.labels import name_labels, number_text, parse_number
+from dmx.cohort.text import csv_rows, read_text, shown
 from dmx.errors import CohortError, suggest
 
 MISSING = "-"
-_PLAIN_COLUMNS = ("case", "subject", "label_map", "roi", "split")
-_NOTES = ("cohort", "classes")
+_PLAIN_COLUMNS = ("case", "subject", "label_map", "roi", "label", "split")
+_NAMED_COLUMNS = ("channel", "weight", "target")
+_FILES = ("channel_", "label_map", "roi", "weight_")
+_NOTES = ("cohort", "classes", "labels")
 _NAME = re.compile(r"[\w.\-]([\w.\- ]*[\w.\-])?")
 _MAX_NAME = 120
 
@@ -25,24 +29,31 @@ def read_manifest(path: str | Path) -> Cohort:
         CohortError: The manifest cannot be used; the message names file, row and column.
     """
     path = Path(path).absolute()
-    notes, lines, first = _split_notes(path, _read_text(path))
-    rows = _rows(path, lines, first)
+    notes, lines, first = _split_notes(path, read_text(path, "Manifest"))
+    rows = csv_rows(lines, first, lambda row, problem: _error(path, row, None, problem))
     row, header = next(rows, (first, []))
     columns = _columns(path, row, header)
     channels = _suffixes(columns, "channel_")
-    cases: dict[str, Case] = {}
+    table: list[tuple[int, dict[str, str]]] = []
     for row, cells in rows:
         if len(cells) != len(columns):
             raise _error(path, row, None, f"must have {len(columns)} cells like the header, got {len(cells)}")
-        case = _case(path, row, dict(zip(columns, cells, strict=True)))
+        table.append((row, dict(zip(columns, cells, strict=True))))
+    owner = f"Manifest '{path}'"
+    named = _check_labels([name.strip() for name in notes["labels"].split(",")], owner) if "labels" in notes else ()
+    label_classes, labels = name_labels((text for _, texts in table if (text := _said(texts, "label"))), named)
+    _check_labels(label_classes, owner)
+    cases: dict[str, Case] = {}
+    for row, texts in table:
+        case = _case(path, row, texts, labels)
         if case.name in cases:
             raise _error(path, row, "case", f"must be unique, got '{case.name}' a second time")
         cases[case.name] = case
     if not cases:
         raise CohortError(f"Manifest '{path}' has no cases below its header.")
-    classes = check_classes(notes["classes"].split(","), f"Manifest '{path}'") if "classes" in notes else ()
+    classes = check_classes(notes["classes"].split(","), owner) if "classes" in notes else ()
     name = notes.get("cohort") or path.stem
-    return Cohort(name=name, classes=classes, channels=channels, cases=tuple(cases.values()), manifest=path)
+    return Cohort(name, classes, channels, tuple(cases.values()), manifest=path, label_classes=label_classes)
 
 
 def manifest_text(cohort: Cohort, path: str | Path) -> str:
@@ -60,6 +71,8 @@ def manifest_text(cohort: Cohort, path: str | Path) -> str:
         *(f"channel_{name}" for name in cohort.channels),
         *("label_map", "roi"),
         *(f"weight_{name}" for name in weights),
+        *(("label",) if any(case.label is not None for case in cohort.cases) else ()),
+        *(f"target_{name}" for name in dict.fromkeys(name for case in cohort.cases for name in case.targets)),
         "split",
     ]
     text = io.StringIO()
@@ -67,10 +80,13 @@ def manifest_text(cohort: Cohort, path: str | Path) -> str:
     if cohort.classes:
         classes = check_classes(cohort.classes, f"Cohort '{cohort.name}'")
         text.write(f"# classes: {', '.join(classes)}\n")
+    if cohort.label_classes:
+        labels = _check_labels(cohort.label_classes, f"Cohort '{cohort.name}'")
+        text.write(f"# labels: {', '.join(labels)}\n")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for case in cohort.cases:
-        writer.writerow(_cells(path, case))
+        writer.writerow(_cells(path, case, cohort.label_classes))
     return text.getvalue()
 
 
@@ -139,24 +155,6 @@ def _error(path: Path, row: int, column: str | None, problem: str) -> CohortErro
     return CohortError(f"Manifest '{path}', row {row}{where}: {problem}{end}")
 
 
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise CohortError(f"Manifest '{path}' cannot be read: {reason}.") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = content[: error.start].count(b"\n") + 1
-        raise CohortError(
-            f"Manifest '{path}', row {row}: must be UTF-8 text; save the table as 'CSV UTF-8'."
-        ) from error
-    if "\0" in text:
-        raise CohortError(f"Manifest '{path}' must be CSV text, got binary data.")
-    return text
-
-
 def _split_notes(path: Path, text: str) -> tuple[dict[str, str], list[str], int]:
     """Return the leading ``# key: value`` notes, the other lines, and the row of the first of these."""
     lines = list(io.StringIO(text, newline=""))
@@ -177,20 +175,6 @@ def _split_notes(path: Path, text: str) -> tuple[dict[str, str], list[str], int]
     raise CohortError(f"Manifest '{path}' has no header: it must start with 'case,subject,channel_<name>,…'.")
 
 
-def _rows(path: Path, lines: Sequence[str], first: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield row number and stripped cells of each row that is neither empty nor a comment."""
-    reader = csv.reader(lines, strict=True)
-    row = first
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped) and not stripped[0].startswith("#"):
-                yield row, stripped
-            row = first + reader.line_num
-    except csv.Error as error:
-        raise _error(path, row, None, f"is not valid CSV ({error}); check its quotation marks") from error
-
-
 def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
     if len(header) <= 1:
         mark = next((name for char, name in ((";", "semicolons"), ("\t", "tabs")) if char in "".join(header)), "")
@@ -200,7 +184,7 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
         if column in header[:index]:
             raise _error(path, row, column, "must be there only once")
         kind, underscore, name = column.partition("_")
-        if underscore and kind in ("channel", "weight"):
+        if underscore and kind in _NAMED_COLUMNS:
             if problem := name_problem(name):
                 raise _error(path, row, column, f"the name after '{kind}_' {problem}")
         elif column not in _PLAIN_COLUMNS:
@@ -216,7 +200,10 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
 def _unknown_column(path: Path, row: int, column: str) -> CohortError:
     near = suggest(column, _PLAIN_COLUMNS) or f" A channel's column is 'channel_{column}'."
     return _error(
-        path, row, column, f"is not a column of manifests ({', '.join(_PLAIN_COLUMNS)}, channel_…, weight_…).{near}"
+        path,
+        row,
+        column,
+        f"is not a column of manifests ({', '.join(_PLAIN_COLUMNS)}, channel_…, weight_…, target_…).{near}",
     )
 
 
@@ -224,7 +211,7 @@ def _suffixes(columns: Sequence[str], prefix: str) -> tuple[str, ...]:
     return tuple(column.removeprefix(prefix) for column in columns if column.startswith(prefix))
 
 
-def _case(path: Path, row: int, cells: Mapping[str, str]) -> Case:
+def _case(path: Path, row: int, cells: Mapping[str, str], labels: Mapping[str, int]) -> Case:
     for column in ("case", "subject"):
         if problem := case_problem(cells[column]):
             raise _error(path, row, column, problem)
@@ -233,34 +220,74 @@ def _case(path: Path, row: int, cells: Mapping[str, str]) -> Case:
         allowed = ", ".join(name for name in SPLITS if name)
         raise _error(path, row, "split", f"must be one of {allowed} or empty, got '{split}'.{suggest(split, SPLITS)}")
     files = {
-        column: None if text in ("", MISSING) else path.parent / text
-        for column, text in cells.items()
-        if column not in ("case", "subject", "split")
+        column: path.parent / text if (text := _said(cells, column)) else None
+        for column in cells
+        if column.startswith(_FILES)
     }
     channels = {
         column.removeprefix("channel_"): file for column, file in files.items() if column.startswith("channel_")
     }
     if not any(channels.values()):
         raise _error(path, row, "channel_…", f"case '{cells['case']}' must have at least one channel")
-    weights = {column.removeprefix("weight_"): file for column, file in files.items() if column.startswith("weight_")}
+    label = _said(cells, "label")
+    if label and label not in labels:
+        raise _error(path, row, "label", f"must be a name or an index of '# labels:', got {shown(label)}")
     return Case(
         name=cells["case"],
         subject=cells["subject"],
         channels=channels,
         label_map=files.get("label_map"),
         roi=files.get("roi"),
-        weight_maps={name: file for name, file in weights.items() if file is not None},
+        weight_maps=_without_prefix(files, "weight_"),
         split=split,
+        label=labels[label] if label else None,
+        targets=_targets(path, row, cells),
     )
 
 
-def _cells(path: Path, case: Case) -> dict[str, str]:
+def _without_prefix(files: Mapping[str, Path | None], prefix: str) -> dict[str, Path]:
+    return {
+        column.removeprefix(prefix): file
+        for column, file in files.items()
+        if column.startswith(prefix) and file is not None
+    }
+
+
+def _targets(path: Path, row: int, cells: Mapping[str, str]) -> dict[str, float]:
+    targets = {}
+    for column in cells:
+        if column.startswith("target_") and (text := _said(cells, column)):
+            if (value := parse_number(text)) is None:
+                raise _error(path, row, column, f"must be a number, got {shown(text)}")
+            targets[column.removeprefix("target_")] = value
+    return targets
+
+
+def _said(cells: Mapping[str, str], column: str) -> str:
+    """Return a cell, empty where the column is absent or says that there is nothing."""
+    text = cells.get(column, "")
+    return "" if text == MISSING else text
+
+
+def _check_labels(names: Sequence[str], owner: str) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if problem := name_problem(name):
+            raise CohortError(f"{owner} has the label of a case that {problem}.")
+        if name in names[:index]:
+            raise CohortError(f"{owner} has '{name}' twice in '# labels:'.")
+    return tuple(names)
+
+
+def _cells(path: Path, case: Case, label_classes: Sequence[str]) -> dict[str, str]:
     for column, name in (("case", case.name), ("subject", case.subject)):
         if problem := case_problem(name):
             raise CohortError(f"Manifest '{path}', case '{case.name}': its {column} {problem}.")
     files = {column: _relative(file, path.parent) for column, file in case.files().items()}
     missing = {f"channel_{name}": MISSING for name, file in case.channels.items() if file is None}
-    return {"case": case.name, "subject": case.subject, **missing, **files, "split": case.split}
+    said = {f"target_{name}": number_text(value) for name, value in case.targets.items()}
+    if case.label is not None:
+        said["label"] = label_classes[case.label] if label_classes else str(case.label)
+    return {"case": case.name, "subject": case.subject, **missing, **files, **said, "split": case.split}
 
 
 def _relative(file: Path, folder: Path) -> str:

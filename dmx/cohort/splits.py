@@ -2,17 +2,52 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
-from dmx.cohort.case import SPLITS, Cohort
+from dmx.cohort.case import SPLITS
 from dmx.errors import CohortError, suggest
 
 
-def split_by_subject(cohort: Cohort, *, fractions: Mapping[str, float], seed: int) -> Cohort:
+class Member(Protocol):
+    """A case or an image: what belongs to a subject."""
+
+    @property
+    def subject(self) -> str:
+        """The person, or whatever else must not lie in two splits."""
+        ...
+
+
+class Divisible(Protocol):
+    """A cohort, or a set of stimuli."""
+
+    @property
+    def name(self) -> str:
+        """What sentences call it."""
+        ...
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Subjects, each once."""
+        ...
+
+    def in_split(self, split: str) -> Sequence[Member]:
+        """Return the members of a split."""
+        ...
+
+    def with_splits(self: "D", split_of: Mapping[str, str]) -> "D":
+        """Return the same with the split that each subject gets."""
+        ...
+
+
+D = TypeVar("D", bound=Divisible)
+
+
+def split_by_subject(cohort: D, *, fractions: Mapping[str, float], seed: int) -> D:
     """Return the cohort with new splits; all cases of a subject get the same one.
 
     Args:
-        cohort: The cohort; its present splits do not matter.
+        cohort: A cohort, or a set of stimuli; its present splits do not matter.
         fractions: Share of the subjects per split; they add up to 1. Each split above 0 gets at least one subject.
         seed: Another seed is another split.
 
@@ -31,7 +66,7 @@ def split_by_subject(cohort: Cohort, *, fractions: Mapping[str, float], seed: in
     return cohort.with_splits(dict(zip(subjects, order, strict=True)))
 
 
-def k_fold(cohort: Cohort, *, fold: int, folds: int, seed: int) -> Cohort:
+def k_fold(cohort: D, *, fold: int, folds: int, seed: int) -> D:
     """Return the cohort with one fold of subjects for validation and the others for training.
 
     Subjects with a case in the split ``evaluation`` stay there: what is held out is in no fold.

@@ -69,3 +69,17 @@ def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert default_cache_dir() == Path("/x/dmx")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache_dir() == Path.home() / ".cache" / "dmx"
+
+
+def test_labels_of_cases_count_and_their_absence_changes_nothing(make_cohort: Callable[..., Cohort]) -> None:
+    cohort = make_cohort(2)
+    plain = cohort_digest(cohort)
+    first, second = cohort.cases
+
+    def labeled(label: int | None, classes: tuple[str, ...]) -> str:
+        return cohort_digest(replace(cohort, cases=(replace(first, label=label), second), label_classes=classes))
+
+    assert labeled(None, ("small", "large")) == plain
+    assert labeled(1, ("small", "large")) == labeled(0, ("large",)) != plain
+    assert labeled(0, ("small", "large")) != labeled(1, ("small", "large"))
+    assert cohort_digest(replace(cohort, cases=(replace(first, targets={"age": 3.0}), second))) != plain

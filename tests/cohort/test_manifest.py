@@ -145,3 +145,74 @@ def test_any_text_is_a_manifest_or_one_sentence(tmp_path: Path, rest: str, cut: 
         return
     write_manifest(cohort, tmp_path / "again.csv")
     assert [case.name for case in read_manifest(tmp_path / "again.csv").cases] == [case.name for case in cohort.cases]
+
+
+LABELED = """\
+# cohort: sizes
+# labels: small, large
+case,subject,channel_t1,label,target_age,target_volume,split
+a,s1,a.nii,large,61.5,-,training
+b,s2,b.nii,0,,1e3,
+c,s3,c.nii,,,,
+"""
+
+
+def test_labels_and_targets_of_whole_cases_are_carried(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(LABELED)
+    cohort = read_manifest(tmp_path / "m.csv")
+    assert cohort.label_classes == ("small", "large")
+    assert [case.label for case in cohort.cases] == [1, 0, None]
+    assert [dict(case.targets) for case in cohort.cases] == [{"age": 61.5}, {"volume": 1000.0}, {}]
+    write_manifest(cohort, tmp_path / "n.csv")
+    assert replace(read_manifest(tmp_path / "n.csv"), manifest=cohort.manifest) == cohort
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        (("7", "3", "7"), (), [7, 3, 7]),
+        (("left", "right", "left"), (), [0, 1, 0]),
+        (("s10", "s9", "s9"), (), [1, 0, 0]),
+        (("right", "0", "-"), ("left", "right"), [1, 0, None]),
+    ],
+)
+def test_integers_stand_for_themselves_and_names_for_their_place(
+    tmp_path: Path, labels: tuple[str, ...], classes: tuple[str, ...], expected: list[int]
+) -> None:
+    note = f"# labels: {','.join(classes)}\n" if classes else ""
+    rows = "".join(f"c{n},s,c.nii,{label}\n" for n, label in enumerate(labels))
+    (tmp_path / "m.csv").write_text(f"{note}case,subject,channel_t1,label\n{rows}")
+    cohort = read_manifest(tmp_path / "m.csv")
+    assert [case.label for case in cohort.cases] == expected
+    if classes:
+        assert cohort.label_classes == classes
+
+
+@pytest.mark.parametrize(
+    ("note", "row", "problem"),
+    [
+        (
+            "# labels: a, b\n",
+            "c,s,t.nii,d,1",
+            r"row 3, column 'label': must be a name or an index of '# labels:', got 'd'",
+        ),
+        ("# labels: a, b\n", "c,s,t.nii,2,1", "got '2'"),
+        ("# labels: a, a\n", "c,s,t.nii,a,1", "has 'a' twice in '# labels:'"),
+        ("# labels: a, /\n", "c,s,t.nii,a,1", "has the label of a case that must consist of letters"),
+        ("", "c,s,t.nii,/etc,1", "has the label of a case that must consist of letters"),
+        ("", "c,s,t.nii,a,much", r"row 2, column 'target_x': must be a number, got 'much'"),
+        ("", "c,s,t.nii,a,inf", "must be a number, got 'inf'"),
+    ],
+)
+def test_a_label_or_target_that_cannot_be_used_is_named(tmp_path: Path, note: str, row: str, problem: str) -> None:
+    (tmp_path / "m.csv").write_text(f"{note}case,subject,channel_t1,label,target_x\n{row}\n")
+    with pytest.raises(CohortError, match=problem):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_cohort_without_labels_is_written_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(GOOD)
+    write_manifest(read_manifest(tmp_path / "m.csv"), tmp_path / "n.csv")
+    lines = (tmp_path / "n.csv").read_text().splitlines()
+    assert lines[2] == "case,subject,channel_flair,channel_dwi,label_map,roi,weight_lesion,split"
+    assert not lines[1].startswith("# labels")
