@@ -1,6 +1,6 @@
 """Weights that another tool wrote: safetensors, or a torch file that opens without executing anything."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,25 @@ def open_weights_file(path: Path, *, name: str) -> FileSource:
     if path.suffix == ".safetensors":
         return FileSource(sketch=sketch_tensors(read_header(path), name=name), reader=WeightsFile(path), sha256=sha256)
     state, wrapper = _state_dict(_load(path), path)
+    return FileSource(sketch=sketch_state(state, name=name), reader=state, sha256=sha256, wrapper=wrapper)
+
+
+def sketch_state(
+    state: Mapping[str, Tensor], *, name: str, channels: Sequence[str] = (), classes: Sequence[str] = ()
+) -> NetworkSketch:
+    """Return the sketch of a state dict; what is learned in it is told by the names.
+
+    Args:
+        state: Tensors by name, in the order of the network.
+        name: What plan and messages call it.
+        channels: Names of the input channels, if they are known.
+        classes: Names of the classes, if they are known.
+    """
     infos = [
         TensorInfo(key, tuple(t.shape), str(t.dtype).removeprefix("torch."), not is_buffer(key))
         for key, t in state.items()
     ]
-    return FileSource(sketch=sketch_tensors(infos, name=name), reader=state, sha256=sha256, wrapper=wrapper)
+    return sketch_tensors(infos, name=name, channels=channels, classes=classes)
 
 
 def _load(path: Path) -> Any:
