@@ -47,7 +47,10 @@ def transfer(
         typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(_LAYERS, metavar="1 2 5", help="Depths of the source, from 1; else all but the head.")
+        str | None,
+        typer.Option(
+            _LAYERS, metavar="1 2 5", help="Depths of the source, or names of its layers; else all but the head."
+        ),
     ] = None,
     head: Annotated[str | None, typer.Option("--head", help="initialized or copy.")] = None,
     classes_from: Annotated[str | None, typer.Option("--classes-from", help="position or names.")] = None,
@@ -70,7 +73,7 @@ def transfer(
     from dmx.workflows.transfer import transfer as run_transfer
 
     words: dict[str, Any] = {
-        "layers": None if layers is None else _depths(layers),
+        "layers": None if layers is None else _layers(layers),
         "head": head,
         "classes_from": classes_from,
         "extra": extra,
@@ -94,11 +97,11 @@ def transfer(
     )
 
 
-def _depths(text: str) -> list[int]:
+def _layers(text: str) -> list[int | str]:
     words = text.replace(",", " ").split()
-    if not words or not all(word.isdigit() for word in words):
-        raise ConfigError(f"--layers takes depths of the source such as 1 2 5, got '{text}'.")
-    return [int(word) for word in words]
+    if not words:
+        raise ConfigError("--layers takes depths of the source such as 1 2 5, or names of its layers, got nothing.")
+    return [int(word) if word.isdigit() else word for word in words]
 
 
 def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict[str, dict[str, str]] | None:

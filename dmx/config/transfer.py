@@ -19,12 +19,16 @@ class SourceSection:
     """best, last, initial or epoch=N; empty: the best one, else the last one."""
     file: str | None = None
     """State dict as safetensors, or a torch file that opens with weights_only=True; relative to the experiment."""
+    sha256: str | None = None
+    """Hash that the file must have; empty: any. A run's `config.yaml` names that of the file it was made with."""
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.file is None):
             raise ValueError("a source must name either a run or a file")
         if self.file is not None and self.checkpoint is not None:
             raise ValueError("checkpoint belongs to a run, not to a file")
+        if self.run is not None and self.sha256 is not None:
+            raise ValueError("sha256 belongs to a file, not to a run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,9 @@ class TransferSection:
 
     sources: Mapping[str, SourceSection] = field(default_factory=dict)
     """Name: source. One source needs no `map`; several need rules that say what each gives."""
-    layers: tuple[int, ...] = ()
-    """Depths of the source, from 1; empty: every layer but the head."""
+    layers: tuple[int | str, ...] = ()
+    """Depths of the source, from 1, or names of its layers where it has no pathways; empty: every layer but the
+    head."""
     head: Literal["initialized", "copy"] = "initialized"
     """Whether the classification layer is copied."""
     classes_from: Literal["position", "names"] = "position"

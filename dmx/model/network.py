@@ -19,6 +19,7 @@ class TrainableNetwork(nn.Module, ABC):
             targets of a regression.
         compatibility: ``deepmedic`` for a network that computes what DeepMedic v0.8.4 does.
         aliases: Other names under which modules may be named in settings: short name → name of the module.
+        example_shape: Size of an image or volume that the network can take; a segmentation network has a plan instead.
         auxiliary_weight: Weight of the loss of each auxiliary output that :meth:`outputs` gives in training.
     """
 
@@ -26,6 +27,7 @@ class TrainableNetwork(nn.Module, ABC):
     num_classes: int
     compatibility: Literal["none", "deepmedic"] = "none"
     aliases: Mapping[str, str] = {}
+    example_shape: ClassVar[tuple[int, ...]] = (224, 224)
     auxiliary_weight: ClassVar[float] = 0.4
 
     @abstractmethod

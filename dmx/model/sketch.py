@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmx.config.model import ModelSection
@@ -15,7 +15,7 @@ from dmx.model.build import build_network
 from dmx.model.dropout import UnscaledDropout
 from dmx.model.meta import meta_call, meta_patches, meta_state, mode
 from dmx.model.multiscale import MultiScaleNet
-from dmx.model.network import Network
+from dmx.model.network import Network, TrainableNetwork
 from dmx.model.norms import Compatibility, RollingBatchNorm
 from dmx.model.spec import NetworkSpec, resolve, size_text
 from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
@@ -26,7 +26,7 @@ _SIZES = (32, 64, 96, 128)
 
 
 def sketch_network(
-    network: Network, *, name: str, channels: Sequence[str] = (), classes: Sequence[str] = ()
+    network: TrainableNetwork, *, name: str, channels: Sequence[str] = (), classes: Sequence[str] = ()
 ) -> NetworkSketch:
     """Return what a transfer knows of a network; the weights are not looked at.
 
@@ -40,7 +40,7 @@ def sketch_network(
         return _sketch_multiscale(network, name=name, channels=channels, classes=classes)
     heads = [group.name for group in network.layer_groups() if group.is_head]
     layers = module_layers(_infos(network), heads=heads, scan_readers=_scan_readers(network))
-    return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
+    return NetworkSketch(name, layers, (), tuple(channels), tuple(classes), aliases=network.aliases)
 
 
 def sketch_section(
@@ -87,13 +87,12 @@ def sketch_module(
     return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
 
 
-def _scan_readers(network: Network) -> set[str]:
-    """Return the modules that get the scan itself, found by following a pass without values."""
-    plan = _small_plan(network)
-    if plan is None:
+def _scan_readers(network: TrainableNetwork) -> set[str]:
+    """Return the modules that get the scan or image itself, found by following a pass without values."""
+    patches = _example(network)
+    if patches is None:
         return set()
     found: set[str] = set()
-    patches = meta_patches(plan, batch_size=1, num_channels=network.num_channels)
 
     def note(name: str, inputs: tuple[object, ...]) -> None:
         if any(given is patch for given in inputs for patch in patches):
@@ -110,6 +109,14 @@ def _scan_readers(network: Network) -> set[str]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _example(network: TrainableNetwork) -> list[Tensor] | None:
+    """Return what the network could read, as shapes without values."""
+    if not isinstance(network, Network):
+        return [torch.empty(1, network.num_channels, *network.example_shape, device="meta")]
+    plan = _small_plan(network)
+    return None if plan is None else meta_patches(plan, batch_size=1, num_channels=network.num_channels)
 
 
 def _small_plan(network: Network) -> SegmentPlan | None:

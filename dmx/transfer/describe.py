@@ -93,6 +93,7 @@ class NetworkSketch:
         classes: Names of the classes; empty: not known.
         settings: What the whole network decides: upsampling, subsampling, the factor of each pathway.
         prefix: What a tool put before all names of the tensors, and layers are named without.
+        aliases: Short name → layer or module, for those that it may also be asked for by.
     """
 
     name: str
@@ -102,6 +103,7 @@ class NetworkSketch:
     classes: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     prefix: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[TensorSketch, ...]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dmx.config.freeze import ALL_BUT_HEAD
 from dmx.errors import ConfigError, suggest
+from dmx.transfer.aliases import known_as
 
 if TYPE_CHECKING:
     from torch import nn
 
-_WRAPPER = "network."
 _SHOWN = 12
 
 
@@ -45,6 +45,7 @@ class NetworkParts:
         buffers: Buffer → module that owns it.
         owners: Module without parameters (dropout, say) → layer before it, to which it belongs; only where the network
             has no pathways.
+        aliases: Short name → module, for those that the network may also be asked for by.
     """
 
     layers: tuple[PartLayer, ...]
@@ -52,6 +53,7 @@ class NetworkParts:
     parameters: Mapping[str, int]
     buffers: Mapping[str, str]
     owners: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pathways(self) -> tuple[str, ...]:
@@ -100,6 +102,7 @@ def network_parts(model: "nn.Module", *, head: str | None = None) -> NetworkPart
         parameters={name: parameter.numel() for name, parameter in model.named_parameters()},
         buffers={name: name.rpartition(".")[0] for name, _ in model.named_buffers()},
         owners=_owners(layers, modules) if plain else {},
+        aliases=getattr(model, "aliases", {}),
     )
 
 
@@ -137,7 +140,7 @@ def _owners(layers: Sequence[PartLayer], modules: Mapping[str, tuple[str, ...]])
 
 
 def find(pattern: str, parts: NetworkParts, *, what: str) -> Found:
-    """Return what a name or glob stands for; the prefix ``network.`` may be left out.
+    """Return what a name or glob stands for; the prefix ``network.`` may be left out, and short names do as well.
 
     Args:
         pattern: Name of a module or parameter, ``*`` for any text, or ``all_but_head``.
@@ -152,18 +155,21 @@ def find(pattern: str, parts: NetworkParts, *, what: str) -> Found:
         return Found(
             tuple(layer.name for layer in chosen), tuple(name for layer in chosen for name in layer.parameters)
         )
-    for candidate in (pattern, _WRAPPER + pattern):
-        modules = tuple(name for name in parts.modules if fnmatchcase(name, candidate))
-        named = [name for name in parts.parameters if fnmatchcase(name, candidate)]
-        if modules or named:
-            below = [name for module in modules for name in parts.modules[module]]
-            return Found(modules, tuple(dict.fromkeys([*named, *below])))
+    modules = tuple(name for name in parts.modules if _fits(name, pattern, parts))
+    named = [name for name in parts.parameters if _fits(name, pattern, parts)]
+    if modules or named:
+        below = [name for module in modules for name in parts.modules[module]]
+        return Found(modules, tuple(dict.fromkeys([*named, *below])))
     known = [layer.name for layer in parts.layers]
     shown = ", ".join(known[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
     raise ConfigError(
         f"{what} names '{pattern}', which fits no module and no parameter of the network."
-        f"{suggest(pattern, [*known, *parts.modules])} Its layers: {shown}."
+        f"{suggest(pattern, [*known, *parts.modules, *parts.aliases])} Its layers: {shown}."
     )
+
+
+def _fits(name: str, pattern: str, parts: NetworkParts) -> bool:
+    return any(fnmatchcase(known, pattern) for known in known_as(name, parts.aliases))
 
 
 def outermost(modules: Sequence[str]) -> tuple[str, ...]:

@@ -90,14 +90,14 @@ def _require_depth(source: NetworkSketch, target: NetworkSketch, *, without: set
         )
 
 
-def _by_depth(source: NetworkSketch, target: NetworkSketch, depths: Sequence[int]) -> set[str]:
+def _by_depth(source: NetworkSketch, target: NetworkSketch, depths: Sequence[int | str]) -> set[str]:
     """Return the target layers that the given depths of the source go to."""
     longest = max(len(source.pathway(name)) for name in source.pathways)
     hidden = len(source.pathway("fc"))
     last = longest + hidden + 1
     chosen: set[str] = set()
     for depth in depths:
-        if not 1 <= depth <= last:
+        if not isinstance(depth, int) or not 1 <= depth <= last:
             raise TransferError(
                 f"--layers must hold depths of the source from 1 to {last} "
                 f"(parallel pathways 1 to {longest}, then fc, the head is {last}), got {depth}."

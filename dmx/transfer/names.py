@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from dmx.errors import TransferError, suggest
+from dmx.transfer.aliases import known_as
 from dmx.transfer.describe import LayerSketch, NetworkSketch, TensorSketch
 from dmx.transfer.globs import check_rule, rename, rename_layer, rule_network, rule_text
 from dmx.transfer.options import MapRule, TransferOptions
@@ -94,23 +96,38 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _chosen(source: NetworkSketch, depths: Sequence[int]) -> tuple[LayerSketch, ...]:
-    """Return the layers of the given depths."""
+def _chosen(source: NetworkSketch, wanted: Sequence[int | str], aliases: Mapping[str, str]) -> tuple[LayerSketch, ...]:
+    """Return the layers of the given depths or names."""
     layers = {layer.depth: layer for layer in source.layers if layer.depth}
-    for depth in depths:
-        if depth not in layers:
+    chosen: list[LayerSketch] = []
+    for one in wanted:
+        found = [layer for depth, layer in layers.items() if _is_meant(layer, depth, one, aliases)]
+        if not found:
+            near = suggest(str(one), [name for layer in layers.values() for name in known_as(layer.name, aliases)])
             raise TransferError(
-                f"--layers must hold depths of the source from 1 to {max(layers, default=0)}, got {depth}. "
-                "Its layers are the modules that own parameters, in their order."
+                f"--layers must hold depths of the source from 1 to {max(layers, default=0)}, or names of its layers, "
+                f"got {one}.{near} Its layers are the modules that own parameters, in their order."
             )
-    return tuple(layers[depth] for depth in depths)
+        chosen += found
+    return tuple(chosen)
+
+
+def _is_meant(layer: LayerSketch, depth: int, wanted: int | str, aliases: Mapping[str, str]) -> bool:
+    if isinstance(wanted, int):
+        return depth == wanted
+    return any(fnmatchcase(name, wanted) for name in known_as(layer.name, aliases))
+
+
+def _aliases(network: NetworkSketch, target: NetworkSketch) -> Mapping[str, str]:
+    """Return the short names of a network; a file knows none, but it may hold what the target's stand for."""
+    return network.aliases or target.aliases
 
 
 def _selected(
     equal: Mapping[str, NamedTensor], source: NetworkSketch, target: NetworkSketch, options: TransferOptions
 ) -> dict[str, NamedTensor]:
     """Return the pairs of the chosen layers; the target's head is chosen only on request."""
-    chosen = _chosen(source, options.layers)
+    chosen = _chosen(source, options.layers, _aliases(source, target))
     names = {layer.name for layer in chosen}
     heads = {tensor.name for layer in target.layers if layer.is_head for tensor in layer.tensors}
     with_head = options.head == "copy" or any(layer.is_head for layer in chosen)
@@ -141,14 +158,15 @@ def _require_head(pairs: Mapping[str, NamedTensor], target: NetworkSketch) -> No
 def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, rules: Sequence[MapRule]) -> dict[str, NamedTensor]:
     """Return the pairs that rules make, of tensors or of whole layers."""
     pairs: dict[str, NamedTensor] = {}
-    names = [tensor.name for tensor in target.tensors]
+    names = {known: tensor.name for tensor in target.tensors for known in known_as(tensor.name, target.aliases)}
     for rule in rules:
         check_rule(rule)
         network = rule_network(rule, sources)
-        given = {new: found for found in _all(network).values() if (new := _renamed(rule, found)) is not None}
-        hits = {new: found for new, found in given.items() if new in names}
+        aliases = _aliases(network, target)
+        given = {new: found for found in _all(network).values() if (new := _renamed(rule, found, aliases)) is not None}
+        hits = {names[new]: found for new, found in given.items() if new in names}
         if not hits:
-            side, known = (network, [t.name for t in network.tensors]) if not given else (target, names)
+            side, known = (network, [t.name for t in network.tensors]) if not given else (target, list(names))
             wrong = rule.source if not given else next(iter(given))
             raise TransferError(
                 f"Rule {rule_text(rule)} must name tensors or layers of both networks, but {side.name} has no "
@@ -163,9 +181,12 @@ def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, rules: Seque
     return pairs
 
 
-def _renamed(rule: MapRule, found: NamedTensor) -> str | None:
+def _renamed(rule: MapRule, found: NamedTensor, aliases: Mapping[str, str]) -> str | None:
     """Return the target's tensor that a rule gives for one of the source."""
-    new = rename(rule, found.tensor.name)
-    if new is None and (layer := rename_layer(rule, found.layer.name)) is not None:
-        new = f"{layer}.{found.tensor.part}"
-    return new
+    for name in known_as(found.tensor.name, aliases):
+        if (new := rename(rule, name)) is not None:
+            return new
+    for name in known_as(found.layer.name, aliases):
+        if (layer := rename_layer(rule, name)) is not None:
+            return f"{layer}.{found.tensor.part}"
+    return None

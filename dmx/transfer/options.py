@@ -24,7 +24,8 @@ class TransferOptions:
     """What to transfer, and how.
 
     Attributes:
-        layers: Depths of the source, from 1; empty: every layer except the head.
+        layers: Depths of the source, from 1, or in networks without pathways also names of its layers, with stars;
+            empty: every layer except the head.
         head: Whether the classification layer is copied; it is, too, when ``layers`` names its depth.
         classes_from: How the rows of a copied head correspond; ``names`` copies the classes that both sides know.
         extra: What a wider target has in its extra channels: ``random`` leaves them as initialized, ``zero-cross``
@@ -34,7 +35,7 @@ class TransferOptions:
         map: Explicit rules; what no rule reaches is paired as usual when there is one source, and not otherwise.
     """
 
-    layers: tuple[int, ...] = ()
+    layers: tuple[int | str, ...] = ()
     head: Literal["initialized", "copy"] = "initialized"
     classes_from: Literal["position", "names"] = "position"
     extra: Literal["random", "zero-cross"] = "random"

@@ -94,7 +94,7 @@ def test_layers_are_modules_with_parameters_in_order() -> None:
         sketch_module(plain(), name="a"), sketch_module(plain(), name="b"), TransferOptions(layers=(4,))
     )
     assert origins(last) == {"3": "3"}
-    with pytest.raises(TransferError, match="from 1 to 4, got 5"):
+    with pytest.raises(TransferError, match="from 1 to 4, or names of its layers, got 5"):
         plan_transfer(sketch_module(plain(), name="a"), sketch_module(plain(), name="b"), TransferOptions(layers=(5,)))
 
 
