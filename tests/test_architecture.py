@@ -34,7 +34,7 @@ THIRD_PARTY = {
     "config": {"pydantic", "yaml"},
     "transfer": {"torch"},
     "cohort": {"nibabel", "numpy", "scipy", "nilearn", "matplotlib"},
-    "model": {"torch", "monai", "efficientnet_lite_pytorch"},
+    "model": {"torch", "monai", "efficientnet_lite_pytorch", "dynamic_network_architectures"},
     "preprocess": {"numpy", "scipy"},
     "sampling": {"torch"},
     "evaluation": {"torch", "numpy", "scipy", "monai", "matplotlib", "h5py", "sklearn"},

@@ -61,8 +61,11 @@ def build_network(
             from dmx.model.factory import build_factory
 
             return build_factory(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
+        from dmx.model.nnunet import NETWORKS, build_nnunet
         from dmx.model.registry import build_monai
 
+        if section.name in NETWORKS:
+            return build_nnunet(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
         return build_monai(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
     spec = resolve(section, num_channels=num_channels, num_classes=num_classes)
     if compatibility == "deepmedic":
