@@ -17,3 +17,13 @@ def between(name: str, value: float, lowest: float, highest: float) -> None:
     """Require ``lowest <= value <= highest``."""
     if not lowest <= value <= highest:
         raise ValueError(f"{name} must be between {lowest} and {highest}, got {value}")
+
+
+def orientation(code: str) -> None:
+    """Require ``native``, or one letter for each of right or left, anterior or posterior, superior or inferior."""
+    pairs = [next((pair for pair in ("RL", "AP", "SI") if letter in pair), "") for letter in code]
+    if code != "native" and sorted(pairs) != ["AP", "RL", "SI"]:
+        raise ValueError(
+            f"orientation must be 'native' or three letters, one each of R or L, A or P, S or I, such as RAS, "
+            f"got '{code}'"
+        )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dmx.config.check import at_least, between, positive
+from dmx.config.check import at_least, between, orientation, positive
 
 _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -89,8 +89,9 @@ class PreprocessSection:
 
     __pydantic_config__ = _STRICT
 
-    orientation: Literal["RAS", "native"] = "RAS"
-    """Axes of the arrays that the network sees; predictions return to the native grid."""
+    orientation: str = "RAS"
+    """Where the axes of the arrays that the network sees point, e.g. RAS (right, anterior, superior) or LIA, or
+    `native` for those of the file; predictions return to the native grid."""
     spacing: Literal["off", "median"] | tuple[float, float, float] = "off"
     """Voxel size in mm to resample to; `median` of the training cases; `off` keeps each case's own."""
     crop_to_roi: bool = False
@@ -105,6 +106,7 @@ class PreprocessSection:
 
     def __post_init__(self) -> None:
         at_least("crop_margin", self.crop_margin, 0)
+        orientation(self.orientation)
         if not isinstance(self.spacing, str):
             for value in self.spacing:
                 positive("spacing", value)

@@ -165,9 +165,7 @@ def resolve_contract(
     )
 
 
-def median_spacing(
-    cases: Sequence[Case], *, channels: Sequence[str], orientation_: Literal["RAS", "native"] = "RAS"
-) -> Spacing:
+def median_spacing(cases: Sequence[Case], *, channels: Sequence[str], orientation_: str = "RAS") -> Spacing:
     """Return the median voxel size in mm per axis, from the header of each case's first channel.
 
     Raises:

@@ -68,7 +68,7 @@ class Geometry:
         return cls(**{**values, **tuples, "grid": NiftiGrid.from_dict(values["grid"])})
 
 
-def plan_geometry(grid: NiftiGrid, target: Literal["RAS", "native"], spacing: Spacing | None) -> Geometry:
+def plan_geometry(grid: NiftiGrid, target: str, spacing: Spacing | None) -> Geometry:
     """Return how a scan's grid is turned and resampled, without cropping and padding."""
     axes, flips = axes_and_flips(orientation(grid.affine), target)
     x, y, z = (grid.spacing[axis] for axis in axes)

@@ -1,6 +1,6 @@
-"""Axes of arrays: from a scan's own to right, anterior, superior, and back. Views, no voxel is changed."""
+"""Axes of arrays: from a scan's own to those that the network sees, and back. Views, no voxel is changed."""
 
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -10,21 +10,22 @@ Flips = tuple[bool, bool, bool]
 _PAIRS = ("RL", "AP", "SI")
 
 
-def axes_and_flips(code: str, target: Literal["RAS", "native"]) -> tuple[Triple, Flips]:
+def axes_and_flips(code: str, target: str) -> tuple[Triple, Flips]:
     """Return which axis of the scan becomes each axis of the target, and which of them run backwards.
 
     Args:
         code: Where the scan's axes point, e.g. ``LPS``.
-        target: ``RAS``, or ``native`` for the axes as they are.
+        target: Where they shall point, e.g. ``RAS``; ``native`` for the axes as they are.
 
     >>> axes_and_flips("LIA", "RAS")
     ((0, 2, 1), (True, False, True))
     """
     if target == "native":
         return (0, 1, 2), (False, False, False)
-    axes = triple([next(axis for axis, letter in enumerate(code) if letter in pair) for pair in _PAIRS])
-    right, front, up = (code[axis] != pair[0] for axis, pair in zip(axes, _PAIRS, strict=True))
-    return axes, (right, front, up)
+    pairs = [next(pair for pair in _PAIRS if letter in pair) for letter in target]
+    axes = triple([next(axis for axis, letter in enumerate(code) if letter in pair) for pair in pairs])
+    i, j, k = (code[axis] != letter for axis, letter in zip(axes, target, strict=True))
+    return axes, (i, j, k)
 
 
 def orient(array: NDArray[Any], axes: Triple, flips: Flips) -> NDArray[Any]:

@@ -24,6 +24,14 @@ def experiment_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("code", ["ras", "RAR", "RA", "RASL", "LPX", ""])
+def test_an_orientation_names_three_directions(code: str) -> None:
+    values = {"name": "x", "cohort": {"manifest": ""}, "preprocess": {"orientation": code}}
+    with pytest.raises(ConfigError, match=f"three letters, one each of R or L.*got '{code}'"):
+        build_experiment(values)
+    assert build_experiment({**values, "preprocess": {"orientation": "LIA"}}).preprocess.orientation == "LIA"
+
+
 def refuse(text: str, tmp_path: Path, *overrides: str) -> str:
     path = tmp_path / "bad.yaml"
     path.write_text(text)

@@ -63,6 +63,20 @@ def test_the_48_orientations_are_48() -> None:
     assert {axes_and_flips(code, "native") for code in codes} == {((0, 1, 2), (False, False, False))}
 
 
+@pytest.mark.parametrize("target", ["LIA", "PSR", "SAL"])
+def test_axes_point_where_they_shall(target: str) -> None:
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    for axes, signs in ORIENTATIONS:
+        grid = NiftiGrid.from_affine((3, 4, 5), tilted(axes, signs))
+        geometry = plan_geometry(grid, target, None)
+        turned = forward(array, geometry, kind="labels")
+        places = [np.argwhere(array == turned[corner])[0] for corner in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+        steps = grid.affine[:3, :3] @ np.array([place - places[0] for place in places[1:]]).T
+        assert orientation(np.block([[steps, np.zeros((3, 1))], [np.array([0, 0, 0, 1])]])) == target
+        np.testing.assert_array_equal(restore_labels(turned, geometry)[0], array)
+    assert axes_and_flips(target, target) == ((0, 1, 2), (False, False, False))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     orientation_=st.sampled_from(ORIENTATIONS),
