@@ -22,7 +22,7 @@ Hutter 2019 (AdamW).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,37 @@ _RULES: Mapping[Compatibility, Mapping[str, Rule]] = {
         "adamw": _deepmedic_adam,
     },
 }
+
+
+class Updater(Protocol):
+    """Whatever turns gradients into updates: the training's own :class:`Optimizer`, or one of torch's."""
+
+    parameters: dict[str, nn.Parameter]
+    scales: Mapping[str, float]
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the parameters that the next step changes."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        ...
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Free the state of some parameters."""
+        ...
+
+    def step(self, lr: float) -> None:
+        """Update each parameter that trains once."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        ...
 
 
 class Optimizer:

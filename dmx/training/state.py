@@ -13,9 +13,10 @@ from dmx.model.meta import mode
 from dmx.model.network import Network
 from dmx.training.average import MovingAverage
 from dmx.training.device import place, resolve_device
-from dmx.training.optimizers import Optimizer
+from dmx.training.optimizers import Optimizer, Updater
 from dmx.training.origin import Origin
 from dmx.training.position import Position
+from dmx.training.ready import ReadyOptimizer
 from dmx.training.samples import SampleCounts
 from dmx.training.schedules import Schedule
 from dmx.training.settings import FitSettings
@@ -119,7 +120,7 @@ class TrainState:
 
     model: Network
     forward: Forward
-    optimizer: Optimizer
+    optimizer: Updater
     schedule: Schedule
     scaler: torch.amp.GradScaler | None
     average: MovingAverage | None
@@ -191,7 +192,13 @@ class TrainState:
         self.best = Best(**training["best"])
 
 
-def new_state(model: Network, settings: FitSettings, *, received: Mapping[str, str] | None = None) -> TrainState:
+def new_state(
+    model: Network,
+    settings: FitSettings,
+    *,
+    received: Mapping[str, str] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> TrainState:
     """Prepare a training that has not begun: the network on its device, everything else fresh.
 
     Args:
@@ -199,6 +206,8 @@ def new_state(model: Network, settings: FitSettings, *, received: Mapping[str, s
         settings: Settings.
         received: Parameter → how it came from a source (``copied``, ``sliced``, ``adapted``); ``None``: none did, or
             the state is to be loaded, which knows it.
+        optimizer: An optimizer of torch to use as it is, instead of that of the settings; only the parameters that it
+            has train, from its own learning rates.
 
     Raises:
         ConfigError: The device is absent or the settings do not fit each other.
@@ -207,10 +216,12 @@ def new_state(model: Network, settings: FitSettings, *, received: Mapping[str, s
     device = resolve_device(training.device)
     place(model, device, channels_last=training.channels_last)
     forward = cast(Forward, torch.compile(model) if training.compile else model)
+    ready = None if optimizer is None else ReadyOptimizer(model.named_parameters(), optimizer)
     return TrainState(
         model=model,
         forward=forward,
-        optimizer=Optimizer(
+        optimizer=ready
+        or Optimizer(
             model.named_parameters(),
             settings.optimizer,
             kernels=model.kernel_parameters(),
@@ -218,7 +229,7 @@ def new_state(model: Network, settings: FitSettings, *, received: Mapping[str, s
         ),
         schedule=Schedule(
             settings.schedule,
-            lr=settings.optimizer.lr,
+            lr=settings.optimizer.lr if ready is None else ready.base,
             epochs=training.epochs,
             steps_per_epoch=training.steps_per_epoch,
             compatibility=settings.compatibility,
