@@ -26,6 +26,10 @@ from dmx.workflows.trained import Trained, open_trained
 _NOT_TOLD = ("name", "description", "tracking.", "training.device", "training.threads", "sampling.workers")
 
 
+KEPT = "kept: --keep-optimizer"
+"""What the tag ``dmx.optimizer_state`` says where the source's moments are kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRequest:
     """What to fine-tune and how.
@@ -37,6 +41,7 @@ class FinetuneRequest:
         overrides: Changes of settings, ``section.key=value``.
         keep_optimizer: Keep the source's moments; the schedule still begins anew.
         allow_leak: Go on when validation cases were in the training of the source.
+        strict: Refuse to freeze what is still as it was initialized.
         name: Name of the run.
     """
 
@@ -46,6 +51,7 @@ class FinetuneRequest:
     overrides: Sequence[str] = ()
     keep_optimizer: bool = False
     allow_leak: bool = False
+    strict: bool = False
     name: str | None = None
 
 
@@ -66,8 +72,9 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
     notes += told + [f"Whom {name} was trained on is unknown, so leaks from it cannot be found." for name in unknown]
-    start = _start(request, checked, trained, notes)
-    return run_training(checked, session, start=replace(start, tags={**start.tags, **leak_tags}), name=request.name)
+    start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
+    start = replace(start, tags={**start.tags, **leak_tags})
+    return run_training(checked, session, start=start, name=request.name, strict=request.strict)
 
 
 def _tracking_uri(raw: Mapping[str, Any]) -> str | None:
@@ -162,14 +169,22 @@ def _preprocessing_notes(ours: Contract, theirs: Contract) -> list[str]:
     ]
 
 
-def _start(request: FinetuneRequest, checked: Checked, trained: Trained, notes: Sequence[str]) -> Start:
+def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, keep_optimizer: bool) -> Start:
+    """Return the beginning of a fine-tuning.
+
+    Args:
+        checked: The experiment.
+        trained: The source.
+        notes: What else to say.
+        keep_optimizer: Whether the source's moments are kept.
+    """
     experiment = checked.experiment
     differences = {
         key: values
         for key, values in config_diff(as_dict(trained.experiment), as_dict(experiment)).items()
         if not key.startswith(_NOT_TOLD)
     }
-    weights, optimizer = _state(trained, keep_optimizer=request.keep_optimizer)
+    weights, optimizer = _state(trained, keep_optimizer=keep_optimizer)
     epoch, step = trained.manifest["epoch"], trained.manifest["global_step"]
     begin = (
         f"Fine-tuning from run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]}), checkpoint "
@@ -184,8 +199,8 @@ def _start(request: FinetuneRequest, checked: Checked, trained: Trained, notes: 
         weights=weights,
         optimizer=optimizer,
         uninitialized=False,
-        reset=not request.keep_optimizer,
-        reason="kept: --keep-optimizer" if request.keep_optimizer else "initialized: reset requested by fine-tuning",
+        reset=not keep_optimizer,
+        reason=KEPT if keep_optimizer else "initialized: reset requested by fine-tuning",
         sentences=[begin, *notes, *table],
         tags=trained_tags(trained, experiment=target),
         params={**source_params(trained), "schedule.warmup": experiment.schedule.warmup or 0.0},

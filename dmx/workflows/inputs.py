@@ -75,8 +75,19 @@ def _counts(cases: Sequence[Case]) -> dict[str, int]:
 
 
 def portable(experiment: Experiment, root: Path) -> str:
-    """Return the resolved configuration as YAML, with the manifest relative to the project where it lies in it."""
-    manifest = Path(experiment.cohort.manifest)
-    if manifest.is_relative_to(root):
-        manifest = manifest.relative_to(root)
-    return as_yaml(replace(experiment, cohort=replace(experiment.cohort, manifest=str(manifest))))
+    """Return the resolved configuration as YAML, with files relative to the project where they lie in it."""
+    cohort = replace(experiment.cohort, manifest=_within(experiment.cohort.manifest, root))
+    section = experiment.transfer
+    if section is not None:
+        sources = {
+            name: source if source.file is None else replace(source, file=_within(source.file, root))
+            for name, source in section.sources.items()
+        }
+        section = replace(section, sources=sources)
+    return as_yaml(replace(experiment, cohort=cohort, transfer=section))
+
+
+def _within(file: str, root: Path) -> str:
+    """Return a file relative to the project where it lies in it."""
+    path = Path(file)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else file

@@ -52,7 +52,8 @@ def transfer_start(
     lineage = source_tags(runs, experiment=experiment.tracking.experiment or experiment.name) if runs else {}
     for source in files:
         if source.file is not None and source.opened is not None:
-            lineage |= file_source_tags(source.file, source.opened.sha256)
+            # Where there is a run too, the hash is that of its checkpoint.
+            lineage = file_source_tags(source.file, source.opened.sha256) | lineage
     wrappers = [
         f"The state dict of '{source.name}' was found inside of '{source.opened.wrapper}'."
         for source in files
@@ -64,7 +65,7 @@ def transfer_start(
         kind="transfer",
         words=experiment.description or experiment.name,
         reason="initialized: transferred network",
-        sentences=[*wrappers, *plan.summary(), *notes],
+        sentences=[*wrappers, *notes, *plan.summary()],
         tags={**lineage, **tags},
         params={
             **({} if trained is None else source_params(trained)),

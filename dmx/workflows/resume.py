@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
@@ -11,20 +10,19 @@ from dmx.evaluation.figures import lr_figure
 from dmx.preprocess.contract import Contract
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names
-from dmx.tracking.lineage import SOURCE_RUN
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
 from dmx.tracking.store import RunInfo, RunReader, RunStore
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.workflows.assemble import Checked, assemble, check_training
-from dmx.workflows.finetune import paired
 from dmx.workflows.identity import identity, read_identity
 from dmx.workflows.inputs import planned_rates, portable
 from dmx.workflows.privacy import hiding
+from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
-from dmx.workflows.start import Start, described_source
 from dmx.workflows.train import Trainee, run_fit
-from dmx.workflows.trained import open_trained, run_experiment
+from dmx.workflows.trained import run_experiment
+from dmx.workflows.transfer import UNTRAINED
 
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
@@ -73,9 +71,7 @@ def resume(
     """
     store = open_store(uri, session.root)
     info = find_training(store, run_name)
-    if info.kind not in _KINDS:
-        raise RunError(f"Run '{info.experiment}/{info.name}' is no training ({info.kind or 'of another program'}).")
-    _require_a_training(store, info)
+    _require_unfinished(info, extension)
     before = run_experiment(store, info)
     experiment = _changed(before, changes or {})
     if extension is not None:
@@ -86,99 +82,59 @@ def resume(
     _require_same_cases(store, info, checked)
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
-        begin = _beginning(run, checked, session)
-        assembled = assemble(begin.checked, session, received=begin.received)
-        if begin.state is not None:
-            assembled.state.load_state_dict(begin.state)
-        assembled.state.last_checkpoint = begin.name
-        position = assembled.state.position
-        session.report.say(
-            f"Run {info.experiment}/{info.name} ({info.id[:8]}) goes on after step {position.global_step} "
-            f"(epoch {position.epoch}, step {position.step} of it)."
-        )
-        if position.epoch >= experiment.training.epochs:
-            session.report.say(f"All {experiment.training.epochs} epochs were done already; nothing is left to train.")
         if experiment != before:
             count = run.info.tags["dmx.resumed"]
             run.log_text(f"config.resume_{count}.yaml", portable(experiment, session.root))
             run.log_figure(f"figures/learning_rate.resume_{count}.png", lr_figure(planned_rates(experiment)))
-        run.log_line(begin.optimizer)
-        session.report.say(begin.optimizer)
-        return run_fit(run, assembled, session, source=begin.source)
+        folder = newest_checkpoint(run, session)
+        if folder is None or _untrained(run.info):
+            return start_again(run, checked, session)
+        return _go_on(run, checked, session, folder=folder)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Beginning:
-    """Where a resumed run goes on.
-
-    Attributes:
-        checked: The training, as the checkpoint says where there is one.
-        state: State to load; ``None``: from the start.
-        name: Name of the checkpoint.
-        source: Where the run's first weights came from.
-        optimizer: What to say about the optimizer.
-        received: Parameter → how it came from the source, where the run begins again from it.
-    """
-
-    checked: Checked
-    state: Mapping[str, Any] | None = None
-    name: str | None = None
-    source: Mapping[str, Any] | None = None
-    optimizer: str
-    received: Mapping[str, str] | None = None
-
-
-def _beginning(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:
-    """Find the newest whole checkpoint; without any the run begins again from its seed or its source."""
-    folder = newest_checkpoint(run, session)
-    if folder is None:
-        return _from_the_start(run, checked, session)
+def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) -> Trainee:
+    """Train from a checkpoint on."""
     content = read_checkpoint(folder)
     run.set_tags({"dmx.optimizer_state": "restored: resumed"})
-    return _Beginning(
-        checked=replace(checked, contract=Contract.from_dict(content.manifest["contract"])),
-        state=content.as_state(),
-        name=folder.name,
-        source=content.manifest["source"],
-        optimizer="Optimizer state restored. Uninitialized: no. Reset requested: no.",
-    )
+    checked = replace(checked, contract=Contract.from_dict(content.manifest["contract"]))
+    assembled = assemble(checked, session)
+    assembled.state.load_state_dict(content.as_state())
+    assembled.state.last_checkpoint = folder.name
+    position, epochs = assembled.state.position, checked.experiment.training.epochs
+    place = f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]})"
+    if position.global_step:
+        goes = f"goes on after step {position.global_step} (epoch {position.epoch}, step {position.step} of it)."
+    else:
+        origin = "seed" if content.manifest["source"] is None else "source"
+        goes = f"was ended before its first checkpoint after 'initial'; it begins again from its {origin}."
+    session.report.say(f"{place} {goes}")
+    if position.epoch >= epochs:
+        session.report.say(f"All {epochs} epochs were done already; nothing is left to train.")
+    restored = "Optimizer state restored. Uninitialized: no. Reset requested: no."
+    run.log_line(restored)
+    session.report.say(restored)
+    return run_fit(run, assembled, session, source=content.manifest["source"])
 
 
-def _require_a_training(store: RunStore, info: RunInfo) -> None:
-    """Require a run that trains; a transfer can only go on once its received weights are in a checkpoint.
+def _untrained(info: RunInfo) -> bool:
+    """Return whether a run is there to hold a network that others train."""
+    return info.tags.get("dmx.optimizer_state") == UNTRAINED
+
+
+def _require_unfinished(info: RunInfo, extension: Extension | None) -> None:
+    """Require a run that trains, or a transfer that was ended before its network was saved.
 
     Raises:
-        RunError: It holds an untrained network, or was ended before anything of it was saved.
+        RunError: It is no training, or holds an untrained network, complete.
     """
     place = f"'{info.experiment}/{info.name}'"
-    if info.tags.get("dmx.optimizer_state", "").startswith("none"):
+    if info.kind not in _KINDS:
+        raise RunError(f"Run {place} is no training ({info.kind or 'of another program'}).")
+    if _untrained(info) and (checkpoint_names(info.tags) or extension is not None):
         raise RunError(
             f"Run {place} holds a network that was transferred and not trained. Train it with "
             f"'dmx train EXPERIMENT --from-run {info.id[:8]}'."
         )
-    if (
-        info.kind == "transfer"
-        and not checkpoint_names(info.tags)
-        and "checkpoints" not in store.list_artifacts(info.id)
-    ):
-        raise RunError(f"Run {place} was ended before its first checkpoint. Start it again with 'dmx train'.")
-
-
-def _from_the_start(run: ActiveRun, checked: Checked, session: Session) -> _Beginning:
-    source = run.info.tags.get(SOURCE_RUN)
-    where = "its seed" if source is None else f"run {source[:8]}, its source"
-    session.report.say(f"The run was ended before its first checkpoint; it begins again from {where}.")
-    if source is None:
-        words = Start(words="").optimizer_sentence
-        return _Beginning(checked=checked, optimizer=words)
-    trained = open_trained(run.store, source, checkpoint=run.info.params["source.checkpoint"], root=session.root)
-    checked.network.load_state_dict(trained.network.state_dict())
-    return _Beginning(
-        checked=replace(checked, contract=paired(checked.contract, trained, [])),
-        source=described_source(trained),
-        optimizer=Start(words="", uninitialized=False, reset=True).optimizer_sentence,
-        received={name: "copied" for name, _ in checked.network.named_parameters()},
-    )
 
 
 def _require_same_cases(store: RunReader, info: RunInfo, checked: Checked) -> None:

@@ -1,14 +1,15 @@
 """The networks that give, from runs and files; names and shapes first, weights when they are needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dmx.config.load import as_dict, build_experiment, section_from_dict
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
-from dmx.config.transfer import TransferSection
+from dmx.config.transfer import SourceSection, TransferSection
+from dmx.errors import CheckpointError
 from dmx.model.sketch import sketch_section
 from dmx.tracking.store import RunStore
 from dmx.training.checkpoint import WeightsFile
@@ -50,10 +51,32 @@ def open_source(store: RunStore, name: str, section: TransferSection, *, path: P
     given = section.sources[name]
     if given.file is not None:
         file = path.resolve().parent / given.file
-        file = file if file.is_file() else Path(given.file).resolve()
-        opened = open_weights_file(file, name=name)
-        return OpenSource(name=name, sketch=opened.sketch, reader=opened.reader, file=file, opened=opened)
-    trained = open_trained(store, str(given.run), checkpoint=given.checkpoint, root=root)
+        return file_source(name, file if file.is_file() else Path(given.file).resolve(), sha256=given.sha256)
+    return run_source(name, open_trained(store, str(given.run), checkpoint=given.checkpoint, root=root))
+
+
+def file_source(name: str, file: Path, *, sha256: str | None) -> OpenSource:
+    """Return a file of weights as a source.
+
+    Args:
+        name: What the plan calls it.
+        file: The file.
+        sha256: Hash that it must have; ``None``: any.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or another one.
+    """
+    opened = open_weights_file(file, name=name)
+    if sha256 not in (None, opened.sha256):
+        raise CheckpointError(
+            f"The settings want the file '{file}' with the SHA-256 {sha256}, got {opened.sha256}: its content was "
+            "changed. Restore it, or leave sha256 out to take it as it is."
+        )
+    return OpenSource(name=name, sketch=opened.sketch, reader=opened.reader, file=file, opened=opened)
+
+
+def run_source(name: str, trained: Trained) -> OpenSource:
+    """Return a run's checkpoint as a source."""
     weights = trained.folder / "average.safetensors"
     weights = weights if "average.safetensors" in trained.manifest["files"] else trained.folder / "model.safetensors"
     sketch = sketch_section(
@@ -65,6 +88,17 @@ def open_source(store: RunStore, name: str, section: TransferSection, *, path: P
     )
     check_header(sketch, read_header(weights))
     return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)
+
+
+def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferSection:
+    """Return the section with each source named for good: a run by its id and checkpoint, a file by its whole path."""
+    named: dict[str, SourceSection] = {}
+    for source in sources:
+        if source.trained is not None:
+            named[source.name] = SourceSection(run=source.trained.run.id, checkpoint=source.trained.checkpoint_name)
+        elif source.opened is not None:
+            named[source.name] = SourceSection(file=str(source.file), sha256=source.opened.sha256)
+    return replace(section, sources=named)
 
 
 def settings_with(raw: Mapping[str, Any], sources: Sequence[OpenSource], *, path: Path) -> Experiment:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dmx.tracking.lineage import Source, source_tags
+from dmx.tracking.session import ActiveRun
 from dmx.workflows.trained import Trained
 
 Kind = Literal["train", "finetune", "transfer"]
@@ -30,6 +31,7 @@ class Start:
         source: The same for the checkpoints.
         texts: Further artifacts by path.
         received: Parameter → how it came from the source: ``copied``, ``sliced`` or ``adapted``.
+        metrics: Values measured before the first step.
     """
 
     kind: Kind = "train"
@@ -45,6 +47,7 @@ class Start:
     source: Mapping[str, Any] | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     received: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def optimizer_sentence(self) -> str:
@@ -55,6 +58,15 @@ class Start:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def log_start(run: ActiveRun, start: Start) -> None:
+    """Keep what a beginning says: artifacts, values, and its sentences in the log."""
+    for path, text in start.texts.items():
+        run.log_text(path, text)
+    run.log_metrics(start.metrics, 0)
+    for sentence in start.sentences:
+        run.log_line(sentence)
 
 
 def source_params(trained: Trained) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Train a network: a new run from an experiment, or a run that goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
-from dmx.workflows.start import Start
+from dmx.workflows.start import Start, log_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,8 @@ def run_training(
         DmxError: A case cannot be prepared, the store refuses, or the training cannot go on.
     """
     experiment = checked.experiment
-    if start.weights is not None:
-        checked.network.load_state_dict(dict(start.weights))
     notes = check_origin(experiment, checked.settings, checked.network, received=start.received, strict=strict)
-    assembled = assemble(checked, session, received=start.received)
-    if start.optimizer is not None:
-        assembled.state.optimizer.load_state_dict(dict(start.optimizer))
+    assembled = assemble_from(start, checked, session)
     store = open_store(experiment.tracking.uri, session.root)
     new = NewRun(
         experiment=experiment.tracking.experiment or experiment.name,
@@ -87,12 +83,30 @@ def run_training(
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         log_inputs(run, checked, session.root)
-        for path, text in start.texts.items():
-            run.log_text(path, text)
-        for sentence in (*start.sentences, *notes, start.optimizer_sentence):
-            run.log_line(sentence)
-            session.report.say(sentence)
-        return run_fit(run, assembled, session, source=start.source)
+        return begin(run, assembled, session, start=start, notes=notes)
+
+
+def assemble_from(start: Start, checked: Checked, session: Session) -> Assembled:
+    """Put a training together that begins with the weights, and the optimizer's state, that `start` gives."""
+    if start.weights is not None:
+        checked.network.load_state_dict(dict(start.weights))
+    assembled = assemble(checked, session, received=start.received)
+    if start.optimizer is not None:
+        assembled.state.optimizer.load_state_dict(dict(start.optimizer))
+    return assembled
+
+
+def begin(
+    run: ActiveRun, assembled: Assembled, session: Session, *, start: Start, notes: Sequence[str] = ()
+) -> Trainee:
+    """Say where the training begins, then train."""
+    log_start(run, start)
+    said = (*notes, start.optimizer_sentence)
+    for sentence in said:
+        run.log_line(sentence)
+    for sentence in (*start.sentences, *said):
+        session.report.say(sentence)
+    return run_fit(run, assembled, session, source=start.source)
 
 
 def run_fit(

@@ -10,11 +10,11 @@ from dmx.config.load import section_from_dict
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import TransferSection
-from dmx.errors import ConfigError, RunError
+from dmx.errors import ConfigError, DmxError, ModelError, RunError
 from dmx.model.sketch import sketch_network
 from dmx.tracking.lineage import Source, source_tags
 from dmx.tracking.mlflow_store import open_store
-from dmx.tracking.session import NewRun, start_run
+from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.events import CheckpointDue
 from dmx.training.state import new_state
@@ -23,7 +23,9 @@ from dmx.transfer.options import MapRule, TransferOptions
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.planning import plan_transfer
 from dmx.workflows.assemble import Checked, check_training
+from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
+from dmx.workflows.freezing import check_origin
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.params import training_params
@@ -31,10 +33,13 @@ from dmx.workflows.privacy import hiding
 from dmx.workflows.received import received, transfer_start
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
-from dmx.workflows.sources import OpenSource, open_source, settings_with
-from dmx.workflows.start import Start, described_source, source_params
+from dmx.workflows.sources import OpenSource, open_source, pinned, settings_with
+from dmx.workflows.start import Start, described_source, log_start, source_params
 from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import Trained, open_trained
+
+UNTRAINED = "none: not trained"
+"""What the tag ``dmx.optimizer_state`` says of a run that holds a network for others to train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +51,14 @@ class Transfer:
         plan: The plan.
         start: How a run says where its weights come from.
         error: Largest relative difference of outputs that the plan implies to be equal; ``None`` without any.
+        notes: What is to be said about freezing.
     """
 
     checked: Checked
     plan: TransferPlan
     start: Start
     error: float | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +68,17 @@ class Transferred:
     Attributes:
         run: The new run.
         plan: The plan.
+        notes: What is to be said about freezing.
     """
 
     run: RunInfo
     plan: TransferPlan
+    notes: Sequence[str] = ()
 
 
-def prepare_transfer(raw: Mapping[str, Any], session: Session, *, path: Path, allow_leak: bool = False) -> Transfer:
+def prepare_transfer(
+    raw: Mapping[str, Any], session: Session, *, path: Path, allow_leak: bool = False, strict: bool = False
+) -> Transfer:
     """Plan a transfer and carry it out on a fresh network; nothing is written.
 
     Args:
@@ -75,6 +86,7 @@ def prepare_transfer(raw: Mapping[str, Any], session: Session, *, path: Path, al
         session: Where the project is and whom to tell.
         path: File of the experiment.
         allow_leak: Go on when validation cases were in the training of a source.
+        strict: Refuse to freeze what is still as it was initialized.
 
     Raises:
         DmxError: Something that the user can mend.
@@ -82,9 +94,46 @@ def prepare_transfer(raw: Mapping[str, Any], session: Session, *, path: Path, al
     section = _section(raw)
     store = open_store(_uri(raw), session.root)
     sources = [open_source(store, name, section, path=path, root=session.root) for name in section.sources]
+    checked = _checked(raw, sources, session, path=path)
+    checked = replace(checked, experiment=replace(checked.experiment, transfer=pinned(section, sources)))
+    done = carry_out(checked, sources, store=store, allow_leak=allow_leak)
+    notes = check_origin(
+        checked.experiment, checked.settings, checked.network, received=done.start.received, strict=strict
+    )
+    return replace(done, notes=notes)
+
+
+def _checked(raw: Mapping[str, Any], sources: Sequence[OpenSource], session: Session, *, path: Path) -> Checked:
+    """Check the experiment; say so where only the source's compatibility mode, taken over, makes it impossible.
+
+    Raises:
+        DmxError: Something that the user can mend.
+    """
     experiment = settings_with(raw, sources, path=path)
-    checked = check_training(experiment, session)
-    contract = checked.contract
+    if "compatibility" in raw or experiment.compatibility == "none":
+        return check_training(experiment, session)
+    try:
+        return check_training(experiment, session)
+    except (ConfigError, ModelError) as error:
+        free = replace(experiment, compatibility="none")
+        try:
+            make_network(free, resolve_data(free).contract)
+        except DmxError:
+            raise error from None
+        raise type(error)(
+            f"{error} 'compatibility: {experiment.compatibility}' was taken over from the source; the experiment is "
+            "possible with 'compatibility: none' in it (or --set compatibility=none)."
+        ) from error
+
+
+def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStore, allow_leak: bool) -> Transfer:
+    """Plan the transfer of a checked experiment and carry it out on the experiment's fresh network.
+
+    Raises:
+        TransferError: The networks do not fit.
+        CohortError: Validation cases were in the training of a source, and that is not allowed.
+    """
+    contract, section = checked.contract, checked.experiment.transfer or TransferSection()
     target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.classes)
     plan = plan_transfer([source.sketch for source in sources], target, _options(section))
     apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
@@ -94,18 +143,27 @@ def prepare_transfer(raw: Mapping[str, Any], session: Session, *, path: Path, al
     if error is not None:
         notes.append(f"Outputs that must equal the source's differ by at most {error:.2g} (relative).")
     start = transfer_start(checked, plan, sources, notes=notes, tags=tags)
+    if error is not None:
+        start = replace(start, metrics={"transfer/equivalence_error": error})
     return Transfer(checked=checked, plan=plan, start=start, error=error)
 
 
 def transfer(
-    raw: Mapping[str, Any], session: Session, *, path: Path, name: str | None = None, allow_leak: bool = False
+    raw: Mapping[str, Any],
+    session: Session,
+    *,
+    path: Path,
+    name: str | None = None,
+    allow_leak: bool = False,
+    strict: bool = False,
 ) -> Transferred:
     """Make a run whose artifact is the experiment's network with received weights, untrained.
 
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
     """
-    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak)
+    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak, strict=strict)
+    done = replace(done, start=replace(done.start, sentences=[*done.notes, *done.start.sentences]))
     experiment, start = done.checked.experiment, done.start
     store = open_store(experiment.tracking.uri, session.root)
     new = NewRun(
@@ -114,24 +172,25 @@ def transfer(
         words=start.words,
         name=name,
         params={**training_params(done.checked), "optimizer_state": "none", **start.params},
-        tags={"dmx.task": experiment.task, "dmx.optimizer_state": "none: not trained", **start.tags},
+        tags={"dmx.task": experiment.task, "dmx.optimizer_state": UNTRAINED, **start.tags},
         note=experiment.description,
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, done.checked.data.cohort.cases, session.root)
         log_inputs(run, done.checked, session.root)
-        for place, text in start.texts.items():
-            run.log_text(place, text)
-        for sentence in start.sentences:
-            run.log_line(sentence)
-        state = new_state(done.checked.network, done.checked.settings)
-        due = CheckpointDue(state=state, position=state.position, names=("initial",))
-        folder = run.checkpoints.folder(0, 0)
-        saver(done.checked, run_id=run.info.id, source=start.source)(due, folder)
-        run.checkpoints.publish(folder, due.names)
-        if done.error is not None:
-            run.log_metrics({"transfer/equivalence_error": done.error}, 0)
-        return Transferred(run=run.info, plan=done.plan)
+        keep_transferred(run, done)
+        return Transferred(run=run.info, plan=done.plan, notes=done.notes)
+
+
+def keep_transferred(run: ActiveRun, done: Transfer) -> None:
+    """Keep the plan and the new network, untrained, as the run's checkpoint ``initial``."""
+    log_start(run, done.start)
+    state = new_state(done.checked.network, done.checked.settings)
+    due = CheckpointDue(state=state, position=state.position, names=("initial",))
+    folder = run.checkpoints.folder(0, 0)
+    if not folder.exists():
+        saver(done.checked, run_id=run.info.id, source=done.start.source)(due, folder)
+    run.checkpoints.publish(folder, due.names)
 
 
 def transfer_and_train(
@@ -167,8 +226,13 @@ def train_transferred(experiment: Experiment, run: str, session: Session, *, nam
             f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.classes)}. Transfer again "
             "with this experiment."
         )
-    received = _received_of(store, source)
-    start = Start(
+    return run_training(checked, session, start=transferred_start(store, checked, source), name=name, strict=strict)
+
+
+def transferred_start(store: RunStore, checked: Checked, source: Trained) -> Start:
+    """Return the beginning of a training of a transferred network, whose optimizer never existed."""
+    experiment = checked.experiment
+    return Start(
         words=experiment.description or experiment.name,
         weights=dict(source.network.state_dict()),
         tags=source_tags(
@@ -177,9 +241,8 @@ def train_transferred(experiment: Experiment, run: str, session: Session, *, nam
         ),
         params=source_params(source),
         source=described_source(source),
-        received=received,
+        received=_received_of(store, source),
     )
-    return run_training(checked, session, start=start, name=name, strict=strict)
 
 
 def _received_of(store: RunStore, source: Trained) -> dict[str, str]:
