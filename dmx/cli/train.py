@@ -22,6 +22,9 @@ Freeze = Annotated[
 AllowLeak = Annotated[
     bool, typer.Option("--allow-leak", help="Go on when validation cases were in the training of a source.")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse to freeze layers that are still as they were initialized.")
+]
 FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 
 if TYPE_CHECKING:
@@ -34,9 +37,7 @@ def train(
     experiment: ExperimentPath,
     overrides: Overrides = None,
     freeze: Freeze = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse to freeze layers that are still as they were initialized.")
-    ] = False,
+    strict: Strict = False,
     from_run: Annotated[
         str | None, typer.Option("--from-run", metavar="RUN", help="Train the network of this transfer.")
     ] = None,
@@ -79,6 +80,7 @@ def finetune(
     keep_optimizer: Annotated[
         bool, typer.Option("--keep-optimizer", help="Keep the source's moments; the schedule still begins anew.")
     ] = False,
+    strict: Strict = False,
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
     store: StoreAddress = None,
@@ -95,6 +97,7 @@ def finetune(
         overrides=[*(overrides or ()), *freeze_overrides(freeze or ())],
         keep_optimizer=keep_optimizer,
         allow_leak=allow_leak,
+        strict=strict,
         name=name,
     )
     _run(lambda session: run_finetuning(request, session, uri=store))
@@ -152,6 +155,12 @@ def _run(work: Callable[["Session"], "Trainee"]) -> None:
     if trained.reason == "stopped":
         print_result(f"Run {run} is saved. Go on with: dmx resume {trained.run.id[:8]}{store}")
         raise typer.Exit(stop.exit_code)
+    if trained.reason == "transferred":
+        print_result(
+            f"Run {run} holds the new network, untrained.\n"
+            f"Train it:  dmx train EXPERIMENT --from-run {trained.run.id[:8]}"
+        )
+        return
     print_result(
         f"Run {run} is complete ({trained.run.id[:8]}).\n"
         f"Predict:  dmx predict --from-run {trained.run.id[:8]} COHORT_OR_FILES -o DIR{store}\n"

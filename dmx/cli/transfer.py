@@ -10,7 +10,7 @@ from rich.markup import escape
 from dmx.cli.config import ExperimentPath, Overrides
 from dmx.cli.console import out
 from dmx.cli.runs import RUN_HELP
-from dmx.cli.train import AllowLeak
+from dmx.cli.train import AllowLeak, Strict
 from dmx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def transfer(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and end.")] = False,
     overrides: Overrides = None,
+    strict: Strict = False,
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
 ) -> None:
@@ -87,10 +88,11 @@ def transfer(
     with TerminalReport() as report:
         session = Session(root=project_root(Path.cwd()), report=report)
         if dry_run:
-            _print_plan(prepare_transfer(raw, session, path=experiment, allow_leak=allow_leak).plan)
+            planned = prepare_transfer(raw, session, path=experiment, allow_leak=allow_leak, strict=strict)
+            _print_plan(planned.plan, planned.notes)
             return
-        done = run_transfer(raw, session, path=experiment, name=name, allow_leak=allow_leak)
-    _print_plan(done.plan)
+        done = run_transfer(raw, session, path=experiment, name=name, allow_leak=allow_leak, strict=strict)
+    _print_plan(done.plan, done.notes)
     print_result(
         f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the new network, untrained.\n"
         f"Train it:  dmx train {experiment} --from-run {done.run.id[:8]}"
@@ -114,7 +116,9 @@ def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict
     return {"source": {"run": run, **({} if checkpoint is None else {"checkpoint": checkpoint})}}
 
 
-def _print_plan(plan: "TransferPlan") -> None:
+def _print_plan(plan: "TransferPlan", notes: Sequence[str]) -> None:
+    for sentence in notes:
+        out.print(escape(sentence), soft_wrap=True)
     lines = plan.summary()
     for line in lines[: len(plan.target.layers)]:
         name, _, outcome = line.partition("  ")

@@ -29,7 +29,7 @@ class Trainee:
 
     Attributes:
         run: The run, as it was when it began.
-        reason: ``finished``, ``stopped`` or ``early_stopping``.
+        reason: ``finished``, ``stopped`` or ``early_stopping``; ``transferred`` for a transfer that was begun again.
         best_metric: Metric that names the best checkpoint; empty without one.
         best_value: Its value.
         store: Address of the run store where the experiment names one.

@@ -10,13 +10,16 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from dmx.config.load import as_dict
+import dmx.workflows.transfer as transfers
+from dmx.config.load import as_dict, build_experiment
 from dmx.errors import CheckpointError, RunError
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.process import process_of
 from dmx.tracking.store import RunInfo
+from dmx.training.events import TrainingStarted
 from dmx.workflows.finetune import FinetuneRequest, finetune
 from dmx.workflows.resume import Extension, resume
+from dmx.workflows.session import Session
 from dmx.workflows.train import train
 from dmx.workflows.transfer import train_transferred, transfer, transfer_and_train
 from tests.workflows.conftest import Teller, session, settings
@@ -84,8 +87,6 @@ def moved_and_trained(root: Path, at: Any) -> RunInfo:
 
 
 def trained_after(root: Path, at: Any) -> RunInfo:
-    from dmx.config.load import build_experiment
-
     return train_transferred(build_experiment(experiment(root)), "balls/moved", at, name=None, strict=False).run
 
 
@@ -150,9 +151,29 @@ def test_killed_runs_begin_again_and_become_what_they_would_have_been(project: P
         assert "Optimizer state restored. Uninitialized: no. Reset requested: no." in teller.sentences
 
 
-def test_a_killed_transfer_saves_its_network_after_all(project: Path, source: RunInfo) -> None:
+def ended(root: Path, name: str, patch: pytest.MonkeyPatch) -> RunInfo:
+    """Begin a job and end it at the same place by a signal that it can still note; return its run."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def when_it_trains(event: object) -> None:
+        if isinstance(event, TrainingStarted):
+            stop()
+
+    with patch.context() as patched:
+        patched.setattr(transfers, "saver", stop)
+        with pytest.raises(KeyboardInterrupt):
+            JOBS[name](root, Session(root=root, listeners=(when_it_trains,)))
+    return open_store(root=root).find_run("balls/last")
+
+
+def test_an_ended_transfer_saves_its_network_after_all(
+    project: Path, source: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(root=project)
-    (run,) = kill(project, "transfer")
+    run = ended(project, "transfer", monkeypatch)
+    assert run.status == "KILLED"
     with pytest.raises(RunError, match="not trained"):
         resume(run.id, session(project), extension=Extension(epochs=9, schedule="keep"))
     # By now 'balls/last' is another run: the source is the one with which it began.
@@ -169,18 +190,17 @@ def test_a_killed_transfer_saves_its_network_after_all(project: Path, source: Ru
         resume(run.id, session(project))
 
 
-def test_what_is_no_longer_there_cannot_be_begun_from(project: Path, source: RunInfo) -> None:
+def test_what_is_no_longer_there_cannot_be_begun_from(
+    project: Path, source: RunInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = open_store(root=project)
-    run, other = kill(project, "finetune", "transfer-and-train")
+    run, other = (ended(project, name, monkeypatch) for name in ("finetune", "transfer-and-train"))
     (project / "w.safetensors").write_bytes((project / "w.safetensors").read_bytes()[:-1] + b"\1")
     with pytest.raises(CheckpointError, match=r"w\.safetensors' with the SHA-256 .*was changed"):
         resume(other.id, session(project))
     path = run.tags["dmx.source_checkpoint"]
-    gone = {key: None for key, value in source_tags_of(store.get_run(source.id)).items() if value == path}
-    store.set_tags(source.id, gone)
+    tags = store.get_run(source.id).tags
+    names = [key for key, value in tags.items() if key.startswith("dmx.checkpoint.") and value == path]
+    store.set_tags(source.id, dict.fromkeys(names))
     with pytest.raises(RunError, match=r"checkpoints/step_000000004 of run 'balls/source', which is gone"):
         resume(run.id, session(project))
-
-
-def source_tags_of(run: RunInfo) -> dict[str, str]:
-    return {key: value for key, value in run.tags.items() if key.startswith("dmx.checkpoint.")}
