@@ -8,7 +8,7 @@ DEMO := demo/cohort_a/manifest.csv
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format ui train resume predict evaluate bench coverage clean
+.PHONY: help setup demo test test-all lint format ui train resume finetune transfer predict evaluate bench coverage clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -63,6 +63,14 @@ train: $(READY)  ## Train: make train EXPERIMENT=experiments/demo/stroke.yaml
 resume: $(READY)  ## Go on with an interrupted run: make resume RUN=…
 	@test -n "$(RUN)" || { echo "Say which run: make resume RUN=… ($(DMX) runs list shows them)"; exit 2; }
 	$(DMX) resume $(RUN) $(ARGS)
+
+finetune: $(READY)  ## Train a run's network on another cohort: make finetune FROM=… EXPERIMENT=…
+	@test -n "$(FROM)" -a -n "$(EXPERIMENT)" || { echo "Say what: make finetune FROM=demo/last EXPERIMENT=….yaml"; exit 2; }
+	$(DMX) finetune $(EXPERIMENT) --from-run $(FROM) $(ARGS)
+
+transfer: $(READY)  ## Give what a run learned to another network: make transfer FROM=… EXPERIMENT=…
+	@test -n "$(FROM)" -a -n "$(EXPERIMENT)" || { echo "Say what: make transfer FROM=demo/last EXPERIMENT=….yaml"; exit 2; }
+	$(DMX) transfer $(EXPERIMENT) --from-run $(FROM) $(ARGS)
 
 predict: $(READY)  ## Predict new scans: make predict RUN=… COHORT=… OUT=…
 	@test -n "$(RUN)" -a -n "$(COHORT)" -a -n "$(OUT)" || { echo "Say what: make predict RUN=… COHORT=cohort.csv OUT=folder"; exit 2; }
