@@ -81,14 +81,19 @@ class Assembled:
         )
 
 
-def check_training(experiment: Experiment, session: Session) -> Checked:
+def check_training(experiment: Experiment, session: Session, *, trains: bool = True) -> Checked:
     """Check everything that can be checked before anything is written.
+
+    Args:
+        experiment: The experiment.
+        session: Whom to tell.
+        trains: Whether it is trained now; a network that only receives weights needs no label maps.
 
     Raises:
         DmxError: The first thing that keeps the training from starting, or all findings about the cohort.
     """
     device = resolve_device(experiment.training.device)
-    data = resolve_data(experiment)
+    data = resolve_data(experiment, trains=trains)
     require_metric(experiment.checkpoints, validated=bool(data.validation))
     _require_measured(experiment)
     network, plan = make_network(experiment, data.contract)

@@ -38,8 +38,12 @@ def read_cohort(path: Path) -> Cohort:
     return read_manifest(path)
 
 
-def resolve_data(experiment: Experiment) -> TrainingData:
+def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData:
     """Choose cases, channels and classes as the experiment says.
+
+    Args:
+        experiment: The experiment.
+        trains: Whether the network is trained on the cases, which takes cases for training, with label maps.
 
     Raises:
         CohortError: The manifest lacks what the experiment needs.
@@ -50,7 +54,7 @@ def resolve_data(experiment: Experiment) -> TrainingData:
     if section.fold is not None:
         cohort = k_fold(cohort, fold=section.fold, folds=section.folds, seed=experiment.seed)
     training, validation = cohort.in_split("training"), cohort.in_split("validation")
-    if not training:
+    if trains and not training:
         raise CohortError(
             f"Cohort '{cohort.name}' has no case in split 'training'. Fill the column 'split' with 'dmx cohort split', "
             "or set cohort.fold."
@@ -58,13 +62,14 @@ def resolve_data(experiment: Experiment) -> TrainingData:
     contract = resolve_contract(
         section,
         experiment.preprocess,
-        cases=training,
+        cases=training or cohort.cases,
         channels=_known(section.channels, cohort.channels, "channels"),
         classes=section.classes or cohort.classes,
         compatibility=experiment.compatibility,
     )
     check_names(contract)
-    _check_labels(training, validation)
+    if trains:
+        _check_labels(training, validation)
     return TrainingData(cohort, training, validation, contract)
 
 

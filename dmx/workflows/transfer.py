@@ -77,7 +77,13 @@ class Transferred:
 
 
 def prepare_transfer(
-    raw: Mapping[str, Any], session: Session, *, path: Path, allow_leak: bool = False, strict: bool = False
+    raw: Mapping[str, Any],
+    session: Session,
+    *,
+    path: Path,
+    allow_leak: bool = False,
+    strict: bool = False,
+    trains: bool = False,
 ) -> Transfer:
     """Plan a transfer and carry it out on a fresh network; nothing is written.
 
@@ -87,6 +93,7 @@ def prepare_transfer(
         path: File of the experiment.
         allow_leak: Go on when validation cases were in the training of a source.
         strict: Refuse to freeze what is still as it was initialized.
+        trains: Whether the network is trained right away, which takes label maps.
 
     Raises:
         DmxError: Something that the user can mend.
@@ -94,7 +101,9 @@ def prepare_transfer(
     section = _section(raw)
     store = open_store(_uri(raw), session.root)
     sources = [open_source(store, name, section, path=path, root=session.root) for name in section.sources]
-    checked = _checked(raw, sources, session, path=path)
+    checked = _checked(
+        settings_with(raw, sources, path=path), session, inherited="compatibility" not in raw, trains=trains
+    )
     checked = replace(checked, experiment=replace(checked.experiment, transfer=pinned(section, sources)))
     done = carry_out(checked, sources, store=store, allow_leak=allow_leak)
     notes = check_origin(
@@ -103,21 +112,20 @@ def prepare_transfer(
     return replace(done, notes=notes)
 
 
-def _checked(raw: Mapping[str, Any], sources: Sequence[OpenSource], session: Session, *, path: Path) -> Checked:
+def _checked(experiment: Experiment, session: Session, *, inherited: bool, trains: bool) -> Checked:
     """Check the experiment; say so where only the source's compatibility mode, taken over, makes it impossible.
 
     Raises:
         DmxError: Something that the user can mend.
     """
-    experiment = settings_with(raw, sources, path=path)
-    if "compatibility" in raw or experiment.compatibility == "none":
-        return check_training(experiment, session)
+    if not inherited or experiment.compatibility == "none":
+        return check_training(experiment, session, trains=trains)
     try:
-        return check_training(experiment, session)
+        return check_training(experiment, session, trains=trains)
     except (ConfigError, ModelError) as error:
         free = replace(experiment, compatibility="none")
         try:
-            make_network(free, resolve_data(free).contract)
+            make_network(free, resolve_data(free, trains=trains).contract)
         except DmxError:
             raise error from None
         raise type(error)(
@@ -197,7 +205,7 @@ def transfer_and_train(
     raw: Mapping[str, Any], session: Session, *, path: Path, name: str | None, strict: bool, allow_leak: bool
 ) -> Trainee:
     """Transfer and train in one run."""
-    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak)
+    done = prepare_transfer(raw, session, path=path, allow_leak=allow_leak, trains=True)
     return run_training(done.checked, session, start=done.start, name=name, strict=strict)
 
 
