@@ -71,7 +71,7 @@ def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Sequence[str]) -> 
     panel.set_ylim(bottom - 0.04 * (1 - bottom), 1 + 0.02 * (1 - bottom))
     panel.set_ylabel("Dice")
     panel.set_title(f"Dice per case, {len(rows)} {'case' if len(rows) == 1 else 'cases'}", loc="left")
-    _quiet(panel)
+    quiet(panel)
     return figure
 
 
@@ -181,7 +181,7 @@ def curves_figure(history: History) -> "Figure":
         if name == "Dice":
             panel.set_ylim(0, 1)
     for panel in axes:
-        _over_epochs(panel)
+        over_epochs(panel)
     return figure
 
 
@@ -203,7 +203,7 @@ def runs_figure(histories: Mapping[str, History]) -> "Figure":
             _line(panel, rows, key, place=place, label="")
         panel.set_title(key, loc="left")
         panel.tick_params(labelbottom=True)
-        _over_epochs(panel)
+        over_epochs(panel)
     for panel in axes[len(keys) :]:
         panel.set_axis_off()
     # One legend for all panels, also of runs that lack a metric.
@@ -226,7 +226,7 @@ def lr_figure(history: History) -> "Figure":
     if found and max(found) > 20 * min(found):
         panel.set_yscale("log")
     panel.set_title("learning rate", loc="left")
-    _over_epochs(panel)
+    over_epochs(panel)
     return figure
 
 
@@ -255,15 +255,16 @@ def _look(place: int) -> dict[str, Any]:
     return {"color": _LINE_COLORS[place % len(_LINE_COLORS)], "linestyle": dashes, "linewidth": 1.6}
 
 
-def _over_epochs(panel: "Axes") -> None:
+def over_epochs(panel: "Axes") -> None:
+    """Label a panel whose horizontal axis is the epochs."""
     from matplotlib.ticker import MaxNLocator
 
     panel.set_xlabel("epoch")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _quiet(panel)
+    quiet(panel)
 
 
-def _quiet(panel: "Axes") -> None:
+def quiet(panel: "Axes") -> None:
     """Take away what is not data."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#dddddd", linewidth=0.6)
