@@ -33,7 +33,7 @@ THIRD_PARTY = {
     "seeding": {"torch"},
     "config": {"pydantic", "yaml"},
     "transfer": {"torch"},
-    "cohort": {"nibabel", "numpy", "scipy", "nilearn", "matplotlib"},
+    "cohort": {"nibabel", "numpy", "scipy", "nilearn", "matplotlib", "PIL"},
     "model": {"torch", "monai", "efficientnet_lite_pytorch", "dynamic_network_architectures"},
     "preprocess": {"numpy", "scipy"},
     "sampling": {"torch"},
@@ -44,6 +44,7 @@ THIRD_PARTY = {
     "cli": {"typer", "rich", "click"},
 }
 ONLY_IN = {
+    "PIL": {"dmx.cohort.image"},
     "nibabel": {"dmx.cohort.volume"},
     "mlflow": {"dmx.tracking.mlflow_store"},
     "pydantic": {"dmx.config.load"},
