@@ -14,17 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dmx.model.show import LayerReport, ModelReport
+    from dmx.workflows.import_run import ImportedModel
 
 app = typer.Typer(help="Look at a network, or bring in one that another tool has trained.", no_args_is_help=True)
 importers = typer.Typer(help="Make a run of a network that another tool has trained.", no_args_is_help=True)
 app.add_typer(importers, name="import")
 
 _UNITS = ("", " k", " M", " G", " T")
-
-
-@importers.callback()
-def _group() -> None:
-    """Keep ``deepmedic`` a command of its own, with one command in the group too."""
 
 
 @importers.command()
@@ -68,9 +64,71 @@ def deepmedic(
             uri=store,
         )
         done = import_deepmedic_model(request, Session(root=project_root(Path.cwd()), report=report))
+    print_result(_came_in(done, "variables"))
+
+
+@importers.command()
+def nnunet(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Folder of a trained model of nnU-Net v2, or of one of its folds."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="FILE", help="The checkpoint; else checkpoint_final.pth of FOLDER."),
+    ] = None,
+    plans: Annotated[
+        Path | None,
+        typer.Option("--plans", metavar="FILE", help="plans.json; else the one near the checkpoint, else in it."),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option("--dataset", metavar="FILE", help="dataset.json; else the one near the checkpoint, else in it."),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", metavar="NAME", help="3d_fullres; else as the checkpoint says.")
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option("--channels", metavar="NAMES", help="Channels in nnU-Net's order: flair,t1c")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--classes", metavar="NAMES", help="Classes by label: background,lesion")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change preprocess, prediction or name. May be repeated."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    store: StoreAddress = None,
+) -> None:
+    """Bring in a 3D network of nnU-Net v2: it predicts what it predicted there."""
+    from dmx.cli.report import TerminalReport, print_result
+    from dmx.tracking.location import project_root
+    from dmx.workflows.import_nnunet import NnUNetImportRequest, import_nnunet_model
+    from dmx.workflows.session import Session
+
+    with TerminalReport() as report:
+        request = NnUNetImportRequest(
+            folder=folder,
+            checkpoint=checkpoint,
+            plans=plans,
+            dataset=dataset,
+            configuration=configuration,
+            channels=_names(channels),
+            classes=_names(classes),
+            overrides=overrides or (),
+            name=name,
+            uri=store,
+        )
+        done = import_nnunet_model(request, Session(root=project_root(Path.cwd()), report=report))
+    print_result(_came_in(done, "tensors"))
+
+
+def _came_in(done: "ImportedModel", what: str) -> str:
+    """Return what an import has made, and what to do with it."""
     trained = "" if done.epochs is None else f", trained for {done.epochs} epochs"
-    print_result(
-        f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the network: {done.variables} variables, "
+    return (
+        f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the network: {done.tensors} {what}, "
         f"{done.parameters:,} parameters{trained}.\n"
         f"Predict:  dmx predict --from-run {done.run.id[:8]} COHORT_OR_FILES -o DIR\n"
         f"Score:    dmx evaluate --from-run {done.run.id[:8]} COHORT"

@@ -6,7 +6,7 @@ Everything that follows axes is turned here, so that the network itself reads (i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from dmx.model.nnunet_scans import channel_names, class_names, read_preprocessin
 _PACKAGE = "dynamic_network_architectures.architectures."
 _ALONG_AXES = ("kernel_sizes", "strides")
 _FOLLOWS = ("conv_op",)
+_AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,9 @@ class NnUNetModel:
     preprocess: PreprocessSection
     notes: tuple[str, ...]
 
-    def mirrored(self, axes: Sequence[int]) -> tuple[int, ...]:
+    def mirrored(self, axes: Sequence[int]) -> tuple[Literal[0, 1, 2], ...]:
         """Return our axes for those along which nnU-Net mirrors."""
-        return tuple(ours for ours, theirs in enumerate(self.axes) if theirs in axes)
+        return tuple(ours for ours, theirs in zip(_AXES, self.axes, strict=True) if theirs in axes)
 
 
 def read_plans(

@@ -92,7 +92,7 @@ def test_the_run_holds_the_network_and_says_where_it_comes_from(files: Path) -> 
     assert [opened(store, files, name).folder for name in ("initial", "last")] == [trained.folder] * 2
     assert any("Intensities go in as they are" in sentence for sentence in teller.sentences)
     table = list(csv.DictReader((store.local_artifacts(run.id) / "import" / "variables.csv").open()))  # type: ignore[operator]
-    assert len(table) == done.variables
+    assert len(table) == done.tensors
     assert {"source": "net/W_1", "target": "normal.block_2.conv.weight", "shape": "5x4x3x3x3"} in table
     artifacts = (store.local_artifacts(run.id) / "config.yaml").read_text()  # type: ignore[operator]
     assert "somebody" not in artifacts
