@@ -78,6 +78,7 @@ class MultiScaleNet(Network):
 
     def __init__(self, spec: NetworkSpec, section: ModelSection, *, compatibility: Compatibility = "none") -> None:
         super().__init__()
+        self.section = section
         self.spec = spec
         self.num_channels = spec.normal.layers[0].in_channels
         self.num_classes = spec.fc.layers[-1].out_channels

@@ -21,6 +21,7 @@ from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState, new_state
 from dmx.workflows.data import TrainingData, make_network, padded, resolve_data
 from dmx.workflows.freezing import resolve_freezing
+from dmx.workflows.handed import Handed
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.source import case_source, prepare_cases
@@ -42,6 +43,7 @@ class Checked:
         settings: Settings of the training core.
         device: Device that trains.
         findings: What the check of the cohort found.
+        optimizer: An optimizer that was made in Python, to be used as it is; None: that of the experiment.
     """
 
     experiment: Experiment
@@ -52,6 +54,7 @@ class Checked:
     settings: FitSettings
     device: torch.device
     findings: CheckReport
+    optimizer: torch.optim.Optimizer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +84,16 @@ class Assembled:
         )
 
 
-def check_training(experiment: Experiment, session: Session, *, trains: bool = True) -> Checked:
+def check_training(
+    experiment: Experiment, session: Session, *, trains: bool = True, handed: Handed | None = None
+) -> Checked:
     """Check everything that can be checked before anything is written.
 
     Args:
         experiment: The experiment.
         session: Whom to tell.
         trains: Whether it is trained now; a network that only receives weights needs no label maps.
+        handed: A network that was made in Python, which takes the place of the experiment's.
 
     Raises:
         DmxError: The first thing that keeps the training from starting, or all findings about the cohort.
@@ -96,7 +102,11 @@ def check_training(experiment: Experiment, session: Session, *, trains: bool = T
     data = resolve_data(experiment, trains=trains)
     require_metric(experiment.checkpoints, validated=bool(data.validation))
     _require_measured(experiment)
-    network, plan = make_network(experiment, data.contract)
+    if handed is None:
+        network, plan = make_network(experiment, data.contract)
+    else:
+        network = handed.network(data.contract)
+        plan = network.segment_plan(triple(experiment.sampling.segment))
     freeze = resolve_freezing(experiment, network)
     if experiment.validation.segment is not None:
         network.segment_plan(triple(experiment.validation.segment))
@@ -118,6 +128,7 @@ def check_training(experiment: Experiment, session: Session, *, trains: bool = T
         settings=FitSettings.of(experiment, data.contract.classes, freeze=freeze),
         device=device,
         findings=findings,
+        optimizer=None if handed is None else handed.optimizer,
     )
 
 
@@ -186,7 +197,7 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
     )
     return Assembled(
         checked=checked,
-        state=new_state(checked.network, checked.settings, received=received),
+        state=new_state(checked.network, checked.settings, received=received, optimizer=checked.optimizer),
         sampler=sampler,
         validate=validate if held_out else None,
     )

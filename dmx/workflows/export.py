@@ -15,11 +15,9 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunInfo
 from dmx.training.checkpoint import AVERAGE, MODEL, weights_bytes
 from dmx.transfer.layout import natural_key
+from dmx.workflows.handed import WRAPPER
 from dmx.workflows.session import Session
 from dmx.workflows.trained import StoredCheckpoint, stored_checkpoint
-
-WRAPPER = "network."
-"""What stands before the names of a module that dmx has wrapped."""
 
 _TORCH = (".pth", ".pt")
 _SAFETENSORS = ".safetensors"

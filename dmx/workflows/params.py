@@ -4,20 +4,27 @@ from dmx.config.sections import Experiment
 from dmx.geometry import triple
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
+from dmx.transfer.freeze import FreezePlan
 from dmx.workflows.assemble import Checked
 
 
 def training_params(checked: Checked) -> dict[str, object]:
     """Return about twenty short params of a training."""
-    experiment = checked.experiment
-    training = experiment.training
     return {
-        **network_params(experiment, checked.contract, checked.network),
-        "network.trainable_parameters": _count(checked.network) - checked.settings.freeze.num_frozen_parameters(),
+        **network_params(checked.experiment, checked.contract, checked.network),
         "cohort": checked.data.cohort.name,
         "cohort.training_cases": len(checked.data.training),
         "cohort.validation_cases": len(checked.data.validation),
-        "segment": _list(triple(experiment.sampling.segment)),
+        "segment": _list(triple(checked.experiment.sampling.segment)),
+        **optimization_params(checked.experiment, checked.network, checked.settings.freeze),
+    }
+
+
+def optimization_params(experiment: Experiment, network: Network, freeze: FreezePlan) -> dict[str, object]:
+    """Return the params that say how long, with what and on which parameters a network trains."""
+    training = experiment.training
+    return {
+        "network.trainable_parameters": _count(network) - freeze.num_frozen_parameters(),
         "epochs": training.epochs,
         "steps_per_epoch": training.steps_per_epoch,
         "batch_size": training.batch_size * training.accumulate,
@@ -26,7 +33,7 @@ def training_params(checked: Checked) -> dict[str, object]:
         "lr": experiment.optimizer.lr,
         "schedule": experiment.schedule.name,
         "seed": experiment.seed,
-        **checked.settings.freeze.params(),
+        **freeze.params(),
     }
 
 

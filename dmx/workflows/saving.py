@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dmx import __version__
 from dmx.config.load import as_dict
@@ -10,7 +10,6 @@ from dmx.config.sections import Experiment
 from dmx.preprocess.contract import Contract
 from dmx.training.checkpoint import write_checkpoint
 from dmx.training.events import CheckpointDue
-from dmx.workflows.assemble import Checked
 
 
 def description(
@@ -29,8 +28,22 @@ def description(
     }
 
 
+class Described(Protocol):
+    """A training as far as its checkpoints tell of it."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """Return the settings."""
+        ...
+
+    @property
+    def contract(self) -> Contract:
+        """Return what the network sees."""
+        ...
+
+
 def saver(
-    checked: Checked, *, run_id: str, source: Mapping[str, Any] | None = None
+    checked: Described, *, run_id: str, source: Mapping[str, Any] | None = None
 ) -> Callable[[CheckpointDue, Path], Path]:
     """Return a function that writes a checkpoint into a folder.
 
