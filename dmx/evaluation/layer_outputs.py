@@ -97,11 +97,15 @@ def layer_outputs(
     Raises:
         ModelError: A layer does not exist, or its output has no channels.
     """
-    masks = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(layers, ALL)
-    modules = find_layers(network, masks)
+    modules: dict[str, nn.Module] = {}
+    masks: dict[str, LayerMask] = {}
+    for wanted in layers:
+        found = find_layers(network, [wanted])
+        modules |= found
+        masks |= dict.fromkeys(found, layers[wanted] if isinstance(layers, Mapping) else ALL)
 
     def take(name: str, output: Tensor) -> Tensor:
-        return _taken(name, output, masks.get(name, ALL), pool).detach().to("cpu", torch.float32, copy=True)
+        return _taken(name, output, masks[name], pool).detach().to("cpu", torch.float32, copy=True)
 
     device = next(network.parameters()).device
     for patches in batches:

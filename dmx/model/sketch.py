@@ -1,28 +1,24 @@
 """What a network says of itself to a transfer: names, shapes, how layers are joined."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmx.config.model import ModelSection
-from dmx.errors import ModelError
-from dmx.geometry import SegmentPlan, triple
+from dmx.geometry import triple
 from dmx.model.blocks import Block
 from dmx.model.build import build_network
 from dmx.model.dropout import UnscaledDropout
-from dmx.model.meta import meta_call, meta_patches, meta_state, mode
+from dmx.model.example import example_patches
+from dmx.model.meta import meta_call, meta_state, mode
 from dmx.model.multiscale import MultiScaleNet
-from dmx.model.network import Network, TrainableNetwork
+from dmx.model.network import TrainableNetwork
 from dmx.model.norms import Compatibility, RollingBatchNorm
 from dmx.model.spec import NetworkSpec, resolve, size_text
 from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
 from dmx.transfer.layout import module_layers, pathway_layers
-
-# Segments, in voxels a side, of which one suits every network that halves its features a few times.
-_SIZES = (32, 64, 96, 128)
 
 
 def sketch_network(
@@ -89,7 +85,7 @@ def sketch_module(
 
 def _scan_readers(network: TrainableNetwork) -> set[str]:
     """Return the modules that get the scan or image itself, found by following a pass without values."""
-    patches = _example(network)
+    patches = example_patches(network)
     if patches is None:
         return set()
     found: set[str] = set()
@@ -109,22 +105,6 @@ def _scan_readers(network: TrainableNetwork) -> set[str]:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _example(network: TrainableNetwork) -> list[Tensor] | None:
-    """Return what the network could read, as shapes without values."""
-    if not isinstance(network, Network):
-        return [torch.empty(1, network.num_channels, *network.example_shape, device="meta")]
-    plan = _small_plan(network)
-    return None if plan is None else meta_patches(plan, batch_size=1, num_channels=network.num_channels)
-
-
-def _small_plan(network: Network) -> SegmentPlan | None:
-    """Return the plan of a small segment that the network can take."""
-    for size in _SIZES:
-        with suppress(ModelError):
-            return network.segment_plan(triple(size))
-    return None
 
 
 def _infos(module: nn.Module) -> list[TensorInfo]:

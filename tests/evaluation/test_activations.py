@@ -91,6 +91,8 @@ def test_parts_are_chosen_before_pooling_and_when_a_file_is_read(
     whole = next(layer_outputs(network, [[images]], ["conv"]))["conv"]
     part = next(layer_outputs(network, [[images]], {"conv": mask}, pool="max"))["conv"]
     assert torch.equal(part[:, :, 0, 0], whole[:, [3, 1], :2].amax((2, 3)))
+    starred = next(layer_outputs(network, [[images]], {"co*": mask}, pool="max"))["conv"]
+    assert torch.equal(starred, part)
     path = tmp_path / "a.act.h5"
     stream_activations(network, batches(images), ["conv"], path, names=NAMES)
     read = read_activations(path, {"conv": mask})["conv"]
