@@ -63,7 +63,11 @@ def train(
         return
     settings = load_experiment(experiment, changes)
     if from_run is not None:
-        _run(lambda session: train_transferred(settings, from_run, session, name=name, strict=strict))
+        _run(
+            lambda session: train_transferred(
+                settings, from_run, session, name=name, strict=strict, allow_leak=allow_leak
+            )
+        )
         return
     _run(lambda session: run_training(settings, session, name=name, strict=strict))
 

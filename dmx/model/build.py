@@ -55,7 +55,7 @@ def build_network(
         if compatibility != "none":
             raise ModelError(
                 f"compatibility '{compatibility}' needs model.name 'multiscale', got '{section.name}'. "
-                "Leave compatibility out to train another network."
+                "With compatibility 'none' other networks train."
             )
         if ":" in section.name:
             from dmx.model.factory import build_factory

@@ -1,7 +1,7 @@
 """Tags that say where a run comes from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from dmx.tracking.store import RunInfo, RunReader
 SOURCE_RUN = "dmx.source_run_id"
 SOURCES = "dmx.sources"
 ROOT_RUN = "dmx.root_run_id"
+UNTRAINED = "none: not trained"
+"""What the tag ``dmx.optimizer_state`` says of a run that holds a network for others to train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,13 @@ def source_tags(sources: Sequence[Source], *, experiment: str) -> dict[str, str]
         entries = [{**asdict(source), "run": source.run.id} for source in sources]
         tags[SOURCES] = json.dumps(entries)
     return tags
+
+
+def source_runs(tags: Mapping[str, str]) -> list[str]:
+    """Return the ids of the runs that a run's weights came from, as its tags say."""
+    if SOURCES in tags:
+        return list(dict.fromkeys(entry["run"] for entry in json.loads(tags[SOURCES])))
+    return [tags[SOURCE_RUN]] if SOURCE_RUN in tags else []
 
 
 def file_source_tags(file: Path, sha256: str) -> dict[str, str]:

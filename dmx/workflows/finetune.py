@@ -43,6 +43,7 @@ class FinetuneRequest:
         allow_leak: Go on when validation cases were in the training of the source.
         strict: Refuse to freeze what is still as it was initialized.
         name: Name of the run.
+        settings: Settings instead of the file's, which need not be there then.
     """
 
     experiment: Path
@@ -53,6 +54,7 @@ class FinetuneRequest:
     allow_leak: bool = False
     strict: bool = False
     name: str | None = None
+    settings: Mapping[str, Any] | None = None
 
 
 def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = None) -> Trainee:
@@ -61,14 +63,19 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
     """
-    raw = read_given(request.experiment, request.overrides)
+    given = request.settings
+    raw = read_given(request.experiment, request.overrides) if given is None else dict(given)
     store = open_store(uri or _tracking_uri(raw), session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
     checked = check_training(experiment, session)
     checked = replace(checked, contract=paired(checked.contract, trained, notes))
     require_same_network(checked, trained)
-    notes += _preprocessing_notes(checked.contract, trained.contract)
+    changed = _changed_preprocessing(checked.contract, trained.contract)
+    notes += [
+        f"Warning: {key} is {after} here and was {before} when the source was trained."
+        for key, (before, after) in changed.items()
+    ]
     leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
     notes += told + [f"Whom {name} was trained on is unknown, so leaks from it cannot be found." for name in unknown]
@@ -156,17 +163,18 @@ def require_same_network(checked: Checked, trained: Trained) -> None:
     )
 
 
-def _preprocessing_notes(ours: Contract, theirs: Contract) -> list[str]:
+def _changed_preprocessing(ours: Contract, theirs: Contract) -> dict[str, tuple[Any, Any]]:
+    """Return what of the preprocessing differs, by key: (source's value, value here)."""
     mine, source = ours.as_dict(), theirs.as_dict()
     skipped = ("channels", "classes", "labels", "fill")
-    differences = config_diff(
+    return config_diff(
         {key: value for key, value in source.items() if key not in skipped},
         {key: value for key, value in mine.items() if key not in skipped},
     )
-    return [
-        f"Warning: {key} is {after} here and was {before} when the source was trained."
-        for key, (before, after) in differences.items()
-    ]
+
+
+def _arrows(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{key}: {before} → {after}" for key, (before, after) in changed.items())
 
 
 def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, keep_optimizer: bool) -> Start:
@@ -184,6 +192,7 @@ def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, 
         for key, values in config_diff(as_dict(trained.experiment), as_dict(experiment)).items()
         if not key.startswith(_NOT_TOLD)
     }
+    preprocessing = _changed_preprocessing(checked.contract, trained.contract)
     weights, optimizer = _state(trained, keep_optimizer=keep_optimizer)
     epoch, step = trained.manifest["epoch"], trained.manifest["global_step"]
     begin = (
@@ -203,7 +212,11 @@ def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, 
         reason=KEPT if keep_optimizer else "initialized: reset requested by fine-tuning",
         sentences=[begin, *notes, *table],
         tags=trained_tags(trained, experiment=target),
-        params={**source_params(trained), "schedule.warmup": experiment.schedule.warmup or 0.0},
+        params={
+            **source_params(trained),
+            "network.received_parameters": sum(parameter.numel() for parameter in checked.network.parameters()),
+            **({"preprocess.changed": _arrows(preprocessing)} if preprocessing else {}),
+        },
         source=described_source(trained),
         received={name: "copied" for name, _ in checked.network.named_parameters()},
         texts={

@@ -11,7 +11,7 @@ from typing import Any
 from dmx.cohort.case import Case
 from dmx.cohort.digest import files_sha256
 from dmx.errors import CohortError, RunError
-from dmx.tracking.lineage import SOURCE_RUN
+from dmx.tracking.lineage import UNTRAINED, source_runs
 from dmx.tracking.store import RunInfo, RunReader
 
 IDENTITY = "cohort/identity.json"
@@ -54,14 +54,19 @@ def _hashes(cohort: str, case: Case) -> dict[str, Any]:
 
 
 def ancestors(store: RunReader, run: RunInfo) -> list[RunInfo]:
-    """Return the run and all runs that its weights came from, newest first."""
-    found = [run]
-    while (source := found[-1].tags.get(SOURCE_RUN)) and len(found) < _MOST_ANCESTORS:
-        try:
-            found.append(store.get_run(source))
-        except RunError:
-            break
-    return found
+    """Return the run and all runs that its weights came from, nearest first."""
+    found = {run.id: run}
+    waiting = [run]
+    while waiting and len(found) < _MOST_ANCESTORS:
+        for source in source_runs(waiting.pop(0).tags):
+            if source in found:
+                continue
+            try:
+                found[source] = store.get_run(source)
+            except RunError:
+                continue
+            waiting.append(found[source])
+    return list(found.values())
 
 
 def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[Case]) -> tuple[list[Leak], list[str]]:
@@ -77,10 +82,15 @@ def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[C
     leaks: list[Leak] = []
     unknown = []
     for seen_by in ancestors(store, run):
+        file = seen_by.tags.get("dmx.source_file")
+        if file is not None and seen_by.kind != "import":
+            unknown.append(f"the network in '{file}'")
+        if seen_by.tags.get("dmx.optimizer_state") == UNTRAINED:
+            # It has seen nobody: its cases are those that it was made for.
+            continue
         known = read_identity(store, seen_by)
         if known is None:
-            if seen_by.kind not in ("transfer",):
-                unknown.append(f"{seen_by.experiment}/{seen_by.name}")
+            unknown.append(f"{seen_by.experiment}/{seen_by.name}")
             continue
         for split in ("training", "validation"):
             leaks += _shared(held_out, known.get(split, []), seen_by, split)

@@ -6,11 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 
 from dmx.tracking.lineage import Source, file_source_tags, source_tags
+from dmx.training.scales import resolve_scales
+from dmx.transfer.freeze_parts import network_parts
+from dmx.transfer.options import TransferOptions
 from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
 from dmx.workflows.assemble import Checked
 from dmx.workflows.sources import OpenSource
 from dmx.workflows.start import Start, described_source, source_params
+
+PLAN = "transfer/plan.json"
+"""The artifact that keeps the plan."""
 
 
 def received(plan: TransferPlan) -> dict[str, str]:
@@ -36,7 +42,6 @@ def transfer_start(
         tags: Further tags.
     """
     experiment = checked.experiment
-    options = plan.options
     shares = _shares(plan)
     files = [source for source in sources if source.file is not None and source.opened is not None]
     runs = [
@@ -54,35 +59,81 @@ def transfer_start(
         if source.file is not None and source.opened is not None:
             # Where there is a run too, the hash is that of its checkpoint.
             lineage = file_source_tags(source.file, source.opened.sha256) | lineage
-    wrappers = [
-        f"The state dict of '{source.name}' was found inside of '{source.opened.wrapper}'."
-        for source in files
-        if source.opened is not None and source.opened.wrapper
-    ]
+    found = [told for source in files if source.opened is not None for told in source.opened.sentences()]
     main = max((s for s in sources if s.trained is not None), key=lambda s: shares.get(s.name, 0.0), default=None)
     trained = None if main is None else main.trained
     return Start(
         kind="transfer",
         words=experiment.description or experiment.name,
         reason="initialized: transferred network",
-        sentences=[*wrappers, *notes, *plan.summary()],
+        sentences=[*found, *notes, *plan.summary()],
         tags={**lineage, **tags},
         params={
             **({} if trained is None else source_params(trained)),
+            **({"source.file": ",".join(source.file.name for source in files if source.file)} if files else {}),
+            "network.received_parameters": plan.received,
             "transfer.received": plan.received,
             "transfer.share": f"{plan.share:.3f}",
-            "transfer.layers": ",".join(map(str, options.layers)) or "all",
-            "transfer.head": options.head,
-            "transfer.extra": options.extra,
+            **option_params(plan.options),
         },
         source=None if trained is None else described_source(trained),
         texts={
-            "transfer/plan.json": json.dumps(plan.as_dict(), indent=1),
+            PLAN: json.dumps(plan.as_dict(), indent=1),
             "transfer/mapping.csv": _csv(plan.rows()),
             "transfer/mapping.html": mapping_html(plan),
         },
         received=received(plan),
     )
+
+
+def option_params(options: TransferOptions) -> dict[str, object]:
+    """Return what a transfer was asked to do; the rarer options only where they are set."""
+    params: dict[str, object] = {
+        "transfer.layers": ",".join(map(str, options.layers)) or "all",
+        "transfer.head": options.head,
+        "transfer.extra": options.extra,
+    }
+    if options.classes_from != "position":
+        params["transfer.classes_from"] = options.classes_from
+    if options.match_channels != "name":
+        params["transfer.match_channels"] = options.match_channels
+    if options.adapt_kernels:
+        params["transfer.adapt_kernels"] = "true"
+    if options.map:
+        params["transfer.map"] = ", ".join(
+            f"{rule.network}{':' if rule.network else ''}{rule.source} → {rule.target}" for rule in options.map
+        )
+    return params
+
+
+def origin_params(checked: Checked, received: Mapping[str, str]) -> dict[str, object]:
+    """Return the params of a training that depend on where its weights come from, where they are set.
+
+    Args:
+        checked: The training.
+        received: Parameter → how it came from a source; one that is missing was initialized.
+    """
+    experiment = checked.experiment
+    params: dict[str, object] = {}
+    given = experiment.optimizer.lr_scale
+    if given:
+        words = ", ".join(f"{name}={factor:g}" for name, factor in given.items())
+        params["optimizer.lr_scale"] = f"{words} ({_factors(checked, given, received)})"
+    if experiment.regularization.l2_to_source:
+        params["regularization.l2_to_source"] = experiment.regularization.l2_to_source
+    if experiment.schedule.warmup is not None:
+        params["schedule.warmup"] = experiment.schedule.warmup
+    return params
+
+
+def _factors(checked: Checked, given: Mapping[str, float], received: Mapping[str, str]) -> str:
+    """Say which factor of the learning rate acts on how many parameters."""
+    factors = resolve_scales(given, network_parts(checked.network), received)
+    counts: dict[float, int] = {}
+    for name, parameter in checked.network.named_parameters():
+        factor = factors.get(name, 1.0)
+        counts[factor] = counts.get(factor, 0) + parameter.numel()
+    return ", ".join(f"{factor:g} on {count} parameters" for factor, count in sorted(counts.items()))
 
 
 def _shares(plan: TransferPlan) -> dict[str, float]:

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from dmx.errors import RunError
 from dmx.tracking.checkpoints import checkpoint_names
-from dmx.tracking.lineage import SOURCE_RUN, SOURCES
+from dmx.tracking.lineage import SOURCE_RUN, SOURCES, UNTRAINED
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.transfer.plan import TransferPlan
 from dmx.workflows.assemble import Checked
 from dmx.workflows.finetune import KEPT, finetune_start, paired
+from dmx.workflows.inputs import complete_inputs
+from dmx.workflows.received import PLAN
 from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, file_source, run_source
 from dmx.workflows.start import Start
 from dmx.workflows.train import Trainee, assemble_from, begin
 from dmx.workflows.trained import Trained, open_trained
-from dmx.workflows.transfer import UNTRAINED, Transfer, carry_out, keep_transferred, transferred_start
-
-PLAN = "transfer/plan.json"
+from dmx.workflows.transfer import Transfer, carry_out, keep_transferred, transferred_start
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def start_again(run: ActiveRun, checked: Checked, session: Session) -> Trainee:
         f"Run {info.experiment}/{info.name} ({info.id[:8]}) was ended before its first checkpoint; it begins again "
         f"from {origin}."
     )
+    complete_inputs(run, checked, session.root)
     if moved:
         done = _transferred_again(run, checked, given, session)
         if info.tags.get("dmx.optimizer_state") == UNTRAINED:

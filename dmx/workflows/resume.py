@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
 from dmx.preprocess.contract import Contract
 from dmx.tracking.catalog import find_training
-from dmx.tracking.checkpoints import checkpoint_names
+from dmx.tracking.checkpoints import checkpoint_names, set_aside
+from dmx.tracking.lineage import UNTRAINED
 from dmx.tracking.mlflow_store import open_store
-from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
+from dmx.tracking.process import require_free
+from dmx.tracking.reap import sync
+from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run, run_folder
 from dmx.tracking.store import RunInfo, RunReader, RunStore
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.workflows.assemble import Checked, assemble, check_training
@@ -22,7 +26,6 @@ from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
 from dmx.workflows.train import Trainee, run_fit
 from dmx.workflows.trained import run_experiment
-from dmx.workflows.transfer import UNTRAINED
 
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
@@ -70,7 +73,7 @@ def resume(
         CohortError: The cases are no longer those of the run.
     """
     store = open_store(uri, session.root)
-    info = find_training(store, run_name)
+    info = _with_all_it_told(store, find_training(store, run_name), session)
     _require_unfinished(info, extension)
     before = run_experiment(store, info)
     experiment = _changed(before, changes or {})
@@ -78,7 +81,7 @@ def resume(
         experiment = extended(experiment, extension, done=_epochs_done(store, info, session.root))
         for line in rate_lines(before, experiment):
             session.report.say(line)
-    checked = check_training(experiment, session)
+    checked = check_training(experiment, session, trains=not _untrained(info))
     _require_same_cases(store, info, checked)
     with resume_run(store, info, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
@@ -92,6 +95,16 @@ def resume(
         return _go_on(run, checked, session, folder=folder)
 
 
+def _with_all_it_told(store: RunStore, info: RunInfo, session: Session) -> RunInfo:
+    """Deliver what the run's journal still holds, among it its settings, and return the run as it is then."""
+    folder = run_folder(store, info.id, session.root)
+    if not folder.undelivered:
+        return info
+    require_free(info)
+    sync(store, info, root=session.root, notify=session.report.say)
+    return store.get_run(info.id)
+
+
 def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) -> Trainee:
     """Train from a checkpoint on."""
     content = read_checkpoint(folder)
@@ -100,6 +113,7 @@ def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) 
     assembled = assemble(checked, session)
     assembled.state.load_state_dict(content.as_state())
     assembled.state.last_checkpoint = folder.name
+    _name_again(run, folder, content.manifest, checked)
     position, epochs = assembled.state.position, checked.experiment.training.epochs
     place = f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]})"
     if position.global_step:
@@ -114,6 +128,15 @@ def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) 
     run.log_line(restored)
     session.report.say(restored)
     return run_fit(run, assembled, session, source=content.manifest["source"])
+
+
+def _name_again(run: ActiveRun, folder: Path, manifest: Mapping[str, Any], checked: Checked) -> None:
+    """Let the names point to a checkpoint that they did not reach before the process was killed."""
+    path = f"checkpoints/{folder.name}"
+    named = [name for name, place in run.checkpoints.names.items() if place == path]
+    keep = checked.experiment.checkpoints
+    names = (*manifest.get("names", ()), *named) or ("last",)
+    run.checkpoints.publish(folder, names, keep_last=keep.keep_last, keep_epochs=keep.keep_epochs)
 
 
 def _untrained(info: RunInfo) -> bool:
@@ -156,6 +179,8 @@ def _require_same_cases(store: RunReader, info: RunInfo, checked: Checked) -> No
 def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
     """Return the newest checkpoint of a run that is whole, and say which ones had to be skipped.
 
+    Those get another name, so that the training can save anew at their steps.
+
     Returns:
         ``None`` when the run was ended before its first checkpoint.
 
@@ -165,11 +190,15 @@ def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
     folders = sorted((run.files / "checkpoints").glob("step_*"), reverse=True)
     if not folders and "last" in run.checkpoints.names:
         folders = [checkpoint_path(run.store, run.info, "last", root=session.root)]
+    damaged: list[Path] = []
     for folder in folders:
         problems = verify_checkpoint(folder)
         if not problems:
+            for skipped in damaged:
+                set_aside(skipped)
             return folder
         session.report.say(f"Checkpoint {folder.name} is skipped: {'; '.join(problems)}.")
+        damaged.append(folder)
     if folders:
         raise CheckpointError(
             f"None of the {len(folders)} checkpoints of run '{run.info.experiment}/{run.info.name}' is whole. "

@@ -18,6 +18,7 @@ from dmx.workflows.inputs import log_inputs
 from dmx.workflows.lineage import log_lineage
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
+from dmx.workflows.received import origin_params
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start, log_start
@@ -75,7 +76,13 @@ def run_training(
         kind=start.kind,
         words=start.words,
         name=name,
-        params={**training_params(checked), "optimizer_state": start.reason, **start.params},
+        params={
+            **training_params(checked),
+            **origin_params(checked, start.received),
+            "optimizer_state": start.reason,
+            "network.received_parameters": 0,
+            **start.params,
+        },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": start.reason, **start.tags},
         note=experiment.description,
     )

@@ -12,14 +12,14 @@ from dmx.config.sections import Experiment
 from dmx.config.transfer import TransferSection
 from dmx.errors import ConfigError, DmxError, ModelError, RunError
 from dmx.model.sketch import sketch_network
-from dmx.tracking.lineage import Source, source_tags
+from dmx.tracking.files import read_text
+from dmx.tracking.lineage import UNTRAINED, Source, source_tags
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.events import CheckpointDue
 from dmx.training.state import new_state
 from dmx.transfer.apply import apply_plan
-from dmx.transfer.options import MapRule, TransferOptions
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.planning import plan_transfer
 from dmx.workflows.assemble import Checked, check_training
@@ -28,18 +28,16 @@ from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.freezing import check_origin
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.inputs import log_inputs
+from dmx.workflows.options import transfer_options
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
-from dmx.workflows.received import received, transfer_start
+from dmx.workflows.received import PLAN, origin_params, received, transfer_start
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, open_source, pinned, settings_with
 from dmx.workflows.start import Start, described_source, log_start, source_params
 from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import Trained, open_trained
-
-UNTRAINED = "none: not trained"
-"""What the tag ``dmx.optimizer_state`` says of a run that holds a network for others to train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,7 @@ def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStor
     """
     contract, section = checked.contract, checked.experiment.transfer or TransferSection()
     target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.classes)
-    plan = plan_transfer([source.sketch for source in sources], target, _options(section))
+    plan = plan_transfer([source.sketch for source in sources], target, transfer_options(section))
     apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
     notes, tags = _leaks(store, sources, checked, allowed=allow_leak)
     networks = {source.name: source.trained.network for source in sources if source.trained is not None}
@@ -179,7 +177,12 @@ def transfer(
         kind="transfer",
         words=start.words,
         name=name,
-        params={**training_params(done.checked), "optimizer_state": "none", **start.params},
+        params={
+            **training_params(done.checked),
+            **origin_params(done.checked, start.received),
+            "optimizer_state": "none",
+            **start.params,
+        },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": UNTRAINED, **start.tags},
         note=experiment.description,
     )
@@ -209,12 +212,15 @@ def transfer_and_train(
     return run_training(done.checked, session, start=done.start, name=name, strict=strict)
 
 
-def train_transferred(experiment: Experiment, run: str, session: Session, *, name: str | None, strict: bool) -> Trainee:
+def train_transferred(
+    experiment: Experiment, run: str, session: Session, *, name: str | None, strict: bool, allow_leak: bool = False
+) -> Trainee:
     """Train the network of a transfer, whose optimizer does not exist yet.
 
     Raises:
         RunError: The run has been trained already.
         ConfigError: The experiment's network is another one.
+        CohortError: Validation cases were in the training of a source, and that is not allowed.
     """
     store = open_store(experiment.tracking.uri, session.root)
     source = open_trained(store, run, checkpoint=None, root=session.root)
@@ -234,12 +240,21 @@ def train_transferred(experiment: Experiment, run: str, session: Session, *, nam
             f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.classes)}. Transfer again "
             "with this experiment."
         )
-    return run_training(checked, session, start=transferred_start(store, checked, source), name=name, strict=strict)
+    leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
+    told, tags = require_no_leak(leaks, allowed=allow_leak)
+    start = transferred_start(store, checked, source)
+    notes = [
+        *told,
+        *(f"Whom {other} was trained on is unknown, so leaks from it cannot be found." for other in unknown),
+    ]
+    start = replace(start, sentences=notes, tags={**start.tags, **tags})
+    return run_training(checked, session, start=start, name=name, strict=strict)
 
 
 def transferred_start(store: RunStore, checked: Checked, source: Trained) -> Start:
     """Return the beginning of a training of a transferred network, whose optimizer never existed."""
     experiment = checked.experiment
+    plan = _plan_of(store, source)
     return Start(
         words=experiment.description or experiment.name,
         weights=dict(source.network.state_dict()),
@@ -247,18 +262,25 @@ def transferred_start(store: RunStore, checked: Checked, source: Trained) -> Sta
             [Source(run=source.run, checkpoint=f"checkpoints/{source.folder.name}", sha256=source.sha256)],
             experiment=experiment.tracking.experiment or experiment.name,
         ),
-        params=source_params(source),
+        params={**source_params(source), "network.received_parameters": plan.received},
         source=described_source(source),
-        received=_received_of(store, source),
+        received=received(plan),
     )
 
 
-def _received_of(store: RunStore, source: Trained) -> dict[str, str]:
-    """Return what the transfer's plan says of each parameter."""
-    local = store.local_artifacts(source.run.id)
-    if local is None or not (local / "transfer/plan.json").is_file():
-        return {}
-    return received(TransferPlan.from_dict(json.loads((local / "transfer/plan.json").read_text(encoding="utf-8"))))
+def _plan_of(store: RunStore, source: Trained) -> TransferPlan:
+    """Return the plan that a transfer has kept.
+
+    Raises:
+        RunError: It is gone.
+    """
+    text = read_text(store, source.run.id, PLAN)
+    if text is None:
+        raise RunError(
+            f"Run '{source.run.experiment}/{source.run.name}' has lost its {PLAN}, which says what was received. "
+            "Transfer again."
+        )
+    return TransferPlan.from_dict(json.loads(text))
 
 
 def _section(raw: Mapping[str, Any]) -> TransferSection:
@@ -272,18 +294,6 @@ def _uri(raw: Mapping[str, Any]) -> str | None:
     tracking = raw.get("tracking")
     uri = tracking.get("uri") if isinstance(tracking, dict) else None
     return uri if isinstance(uri, str) else None
-
-
-def _options(section: TransferSection) -> TransferOptions:
-    return TransferOptions(
-        layers=section.layers,
-        head=section.head,
-        classes_from=section.classes_from,
-        extra=section.extra,
-        match_channels=section.match_channels,
-        adapt_kernels=section.adapt_kernels,
-        map=tuple(MapRule(rule.source, rule.target, rule.network) for rule in section.map),
-    )
 
 
 def _leaks(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.config.load import as_dict
-from dmx.errors import CheckpointError, CohortError, ConfigError, RunError, TransferError
+from dmx.errors import CheckpointError, CohortError, ConfigError, ModelError, RunError, TransferError
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.training.checkpoint import read_checkpoint
@@ -17,7 +17,7 @@ from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.resume import resume
 from dmx.workflows.train import train
 from dmx.workflows.transfer import prepare_transfer, train_transferred, transfer, transfer_and_train
-from tests.workflows.conftest import session, settings
+from tests.workflows.conftest import Teller, session, settings
 
 
 @pytest.fixture
@@ -159,3 +159,126 @@ def test_what_cannot_be_transferred_is_one_sentence_and_no_run(project: Path, ma
         transfer(leaking, session(project), path=project / "x.yaml")
     assert len(open_store(root=project).list_runs()) == 1
     transfer(raw(manifest, source), session(project), path=project / "x.yaml")
+
+
+def tag(project: Path, run: str, key: str) -> str | None:
+    return open_store(root=project).get_run(run).tags.get(key)
+
+
+def test_a_training_of_a_transferred_network_looks_for_leaks_in_all_sources(
+    project: Path, manifest: Path, source: str
+) -> None:
+    """Case 4 was trained on by the second source only, which gave less than the first one."""
+    cohort = read_manifest(manifest)
+    few = tuple(replace(case, split="training") for case in cohort.cases if case.name == "case_4")
+    write_manifest(replace(cohort, cases=few), project / "few.csv")
+    quick = {"training": {"epochs": 1, "moving_average": None}, "validation": {"volumes_every_epochs": 0}}
+    second = train(settings(project / "few.csv", **quick), session(project)).run.id
+    rules = [{"network": "a", "source": name, "target": name} for name in ("normal.*", "fc.*")]
+    rules.append({"network": "b", "source": "subsampled_1.block_1", "target": "subsampled_1.block_1"})
+    sources = {"a": {"run": source}, "b": {"run": second}}
+    values = raw(manifest, source, transfer={"sources": sources, "map": rules})
+    moved = transfer(values, session(project), path=project / "x.yaml").run.id
+    assert tag(project, moved, "dmx.source_run_id") == source
+    assert [entry["run"] for entry in json.loads(tag(project, moved, "dmx.sources") or "")] == [source, second]
+    splits = {"case_4": "validation", "case_5": "training"}
+    cases = tuple(replace(case, split=splits.get(case.name, "")) for case in cohort.cases)
+    write_manifest(replace(cohort, cases=cases), project / "rest.csv")
+    experiment = settings(project / "rest.csv", **quick)
+    with pytest.raises(CohortError, match=r"case_4 \(same subject in .*--allow-leak"):
+        train_transferred(experiment, moved, session(project), name=None, strict=False)
+    done = train_transferred(experiment, moved, session(project), name=None, strict=False, allow_leak=True)
+    assert tag(project, done.run.id, "dmx.leak") == "1"
+    # The transfer itself has seen nobody: its own training cases may be held out.
+    turned = {"case_5": "training", "case_0": ""}
+    unseen = tuple(replace(case, split=turned.get(case.name, "")) for case in cohort.cases)
+    write_manifest(replace(cohort, cases=unseen), project / "unseen.csv")
+    assert train_transferred(
+        settings(project / "unseen.csv", **quick), moved, session(project), name=None, strict=False
+    ).run
+
+
+def test_whom_a_file_was_trained_on_is_said_to_be_unknown(project: Path, manifest: Path, source: str) -> None:
+    save_file(weights(project, source), project / "w.safetensors")
+    values = raw(manifest, source)
+    values["transfer"] = {"sources": {"source": {"file": "w.safetensors"}}}
+    moved = transfer(values, session(project), path=project / "x.yaml").run
+    assert moved.tags["dmx.source_file"] == "w.safetensors"
+    assert open_store(root=project).get_run(moved.id).params["source.file"] == "w.safetensors"
+    teller = Teller()
+    quick = settings(manifest, training={"epochs": 1}, validation={"volumes_every_epochs": 0})
+    train_transferred(quick, moved.id, session(project, teller), name=None, strict=False)
+    assert any("the network in 'w.safetensors' was trained on is unknown" in said for said in teller.sentences)
+
+
+def test_what_differs_from_the_default_is_a_param(project: Path, manifest: Path, source: str) -> None:
+    plain = transfer(raw(manifest, source), session(project), path=project / "x.yaml").run.id
+    options = {"head": "copy", "classes_from": "names", "match_channels": "position", "adapt_kernels": True}
+    values = raw(manifest, source, transfer={**options, "map": [{"source": "fc.*", "target": "fc.*"}]})
+    values["optimizer"]["lr_scale"] = {"received": 0.5}
+    values["regularization"]["l2_to_source"] = 0.01
+    rare = transfer(values, session(project), path=project / "x.yaml").run.id
+    store = open_store(root=project)
+    usual, params = store.get_run(plain).params, store.get_run(rare).params
+    total = int(params["network.parameters"])
+    new = {key: value for key, value in params.items() if key not in usual}
+    assert new == {
+        "transfer.classes_from": "names",
+        "transfer.match_channels": "position",
+        "transfer.adapt_kernels": "true",
+        "transfer.map": "fc.* → fc.*",
+        "optimizer.lr_scale": f"received=0.5 (0.5 on {total} parameters)",
+        "regularization.l2_to_source": "0.01",
+    }
+    assert params["network.received_parameters"] == params["transfer.received"] == str(total)
+    head = total - int(usual["network.received_parameters"])
+    assert head > 0
+    quick = settings(
+        manifest,
+        training={"epochs": 1},
+        validation={"volumes_every_epochs": 0},
+        optimizer={"lr_scale": {"received": 0.1, "fc": 2}},
+    )
+    trained = train_transferred(quick, plain, session(project), name=None, strict=False).run.id
+    said = store.get_run(trained).params["optimizer.lr_scale"]
+    assert said.startswith("received=0.1, fc=2 (0.1 on ")
+    assert said.endswith(" parameters)")
+    assert store.get_run(trained).params["network.received_parameters"] == usual["network.received_parameters"]
+    assert store.get_run(source).params["network.received_parameters"] == "0"
+
+
+def test_the_mode_of_the_source_is_named_where_it_is_in_the_way(project: Path, manifest: Path) -> None:
+    model = {"normalization": {"name": "batch_rolling"}, "subsampled": [{"factor": 3}]}
+    exact = replace(settings(manifest, model=model, training={"epochs": 1}), compatibility="deepmedic")
+    theirs = train(exact, session(project)).run.id
+    values = raw(manifest, theirs)
+    del values["compatibility"]
+    values["model"]["activation"] = "selu"
+    with pytest.raises(ModelError, match=r"taken over from the source; .*possible with 'compatibility: none'"):
+        prepare_transfer(values, session(project), path=project / "x.yaml")
+    with pytest.raises(ModelError) as error:
+        prepare_transfer({**values, "compatibility": "deepmedic"}, session(project), path=project / "x.yaml")
+    assert "taken over" not in str(error.value)
+    done = prepare_transfer({**values, "compatibility": "none"}, session(project), path=project / "x.yaml")
+    assert any(note.startswith("Not exact: ") for note in done.plan.notes)
+    values["sampling"]["segment"] = 3
+    with pytest.raises(ModelError) as error:
+        prepare_transfer(values, session(project), path=project / "x.yaml")
+    assert "taken over" not in str(error.value), "without the mode it is impossible too"
+
+
+def test_strict_refuses_to_freeze_what_a_transfer_leaves_initialized(
+    project: Path, manifest: Path, source: str
+) -> None:
+    values = raw(manifest, source, transfer={"layers": [1]}, freeze={"fc": [1]})
+    done = transfer(values, session(project), path=project / "x.yaml")
+    assert any("as they were initialized: fc.block_1" in note for note in done.notes)
+    local = open_store(root=project).local_artifacts(done.run.id)
+    assert local is not None
+    lines = (local / "log.txt").read_text().splitlines()
+    assert any("as they were initialized: fc.block_1" in line for line in lines)
+    assert "parameters received" in lines[-1]
+    with pytest.raises(ConfigError, match="With --strict"):
+        transfer(values, session(project), path=project / "x.yaml", strict=True)
+    kept = raw(manifest, source, transfer={"layers": [1]}, freeze={"normal": [1]})
+    assert transfer(kept, session(project), path=project / "x.yaml", strict=True).run
