@@ -25,6 +25,7 @@ LAYERS = {
     "training": 6,
     "tracking": 7,
     "workflows": 8,
+    "api": 9,
     "cli": 9,
 }
 THIRD_PARTY = {
@@ -41,6 +42,7 @@ THIRD_PARTY = {
     "training": {"torch", "safetensors", "monai"},
     "tracking": {"mlflow", "matplotlib", "psutil", "torch"},
     "workflows": {"torch", "numpy"},
+    "api": {"torch"},
     "cli": {"typer", "rich", "click"},
 }
 ONLY_IN = {

@@ -8,10 +8,12 @@ from dmx.config.sections import Experiment
 from dmx.evaluation.figures import curves_figure
 from dmx.tracking.history import History, as_numbers
 from dmx.tracking.mlflow_store import open_store
-from dmx.tracking.recorder import Recorder
+from dmx.tracking.recorder import Recorder, Save
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
-from dmx.training.loop import FitResult, fit
+from dmx.training.loop import Batches, FitResult, Validate, fit
+from dmx.training.settings import FitSettings
+from dmx.training.state import TrainState
 from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
 from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
@@ -121,25 +123,18 @@ def run_fit(
 ) -> Trainee:
     """Train, record, and end the run."""
     checked = assembled.checked
-    training = checked.experiment.training
-    recorder = Recorder(
-        run,
-        total_steps=training.epochs * training.steps_per_epoch,
-        save=saver(checked, run_id=run.info.id, source=source),
-        keep=checked.experiment.checkpoints,
-    )
     with assembled.batches() as batches:
-        result = fit(
+        result = fit_in_run(
+            run,
             assembled.state,
             lambda epoch, step, part: batches.get((epoch, step, part)),
-            checked.settings,
+            settings=checked.settings,
             validate=assembled.validate,
-            listeners=(recorder, FreezeFile(run, checked.settings.freeze), *session.listeners),
-            stop=session.stop,
+            save=saver(checked, run_id=run.info.id, source=source),
+            session=session,
         )
-    _log_curves(run)
     log_lineage(run, checked, result)
-    _end(run, result)
+    end_run(run, result)
     return Trainee(
         run=run.info,
         reason=result.reason,
@@ -147,6 +142,33 @@ def run_fit(
         best_value=result.best.value,
         store=checked.experiment.tracking.uri,
     )
+
+
+def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
+    run: ActiveRun,
+    state: TrainState,
+    batches: Batches,
+    *,
+    settings: FitSettings,
+    validate: Validate | None,
+    save: Save,
+    session: Session,
+) -> FitResult:
+    """Train, and keep in the run what the training tells."""
+    training = settings.training
+    recorder = Recorder(
+        run, total_steps=training.epochs * training.steps_per_epoch, save=save, keep=settings.checkpoints
+    )
+    result = fit(
+        state,
+        batches,
+        settings,
+        validate=validate,
+        listeners=(recorder, FreezeFile(run, settings.freeze), *session.listeners),
+        stop=session.stop,
+    )
+    _log_curves(run)
+    return result
 
 
 def _log_curves(run: ActiveRun) -> None:
@@ -157,7 +179,8 @@ def _log_curves(run: ActiveRun) -> None:
             run.log_figure("figures/learning_curves.png", curves_figure(rows))
 
 
-def _end(run: ActiveRun, result: FitResult) -> None:
+def end_run(run: ActiveRun, result: FitResult) -> None:
+    """End the run as its training has ended."""
     if result.reason == "stopped":
         run.end("KILLED", f"Stopped on request after step {result.position.global_step}.")
     else:

@@ -1,0 +1,242 @@
+"""The commands that make runs, as functions; each calls the workflow that the command calls."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmx.api.models import load_model
+from dmx.api.places import locate, open_place, run_name
+from dmx.api.results import History, Training
+from dmx.config.load import apply_overrides, read_raw, section_from_dict
+from dmx.config.sections import PredictionSection
+from dmx.config.trust import trust_given
+from dmx.errors import ConfigError
+from dmx.tracking.catalog import find_training
+from dmx.tracking.course import read_course
+from dmx.workflows.evaluate import Evaluated, EvaluateRequest
+from dmx.workflows.evaluate import evaluate as run_evaluation
+from dmx.workflows.finetune import FinetuneRequest
+from dmx.workflows.finetune import finetune as run_finetuning
+from dmx.workflows.predict import Predicted, PredictRequest
+from dmx.workflows.predict import predict as run_prediction
+from dmx.workflows.resume import Extension
+from dmx.workflows.resume import resume as run_on
+from dmx.workflows.session import Session
+from dmx.workflows.train import Trainee
+
+Settings = Mapping[str, Any]
+Store = str | Path | None
+
+
+def finetune(
+    source: str,
+    experiment: str | Path | Settings,
+    *,
+    checkpoint: str | None = None,
+    overrides: Sequence[str] = (),
+    keep_optimizer: bool = False,
+    allow_leak: bool = False,
+    strict: bool = False,
+    name: str | None = None,
+    store: Store = None,
+) -> Training:
+    """Train a run's network further on another cohort, as a new run with a fresh optimizer; ``dmx finetune``.
+
+    Args:
+        source: The run whose network it is, as for ``load_model``.
+        experiment: YAML file of the new training, or its settings as a mapping; ``model`` and ``preprocess`` may be
+            left out. A relative manifest is taken from the file's folder, else from the working directory.
+        checkpoint: ``best``, ``last``, ``initial`` or ``epoch=N`` of the source; ``None``: the best, else the last.
+        overrides: Changes of settings, ``section.key=value``, as after ``--set``.
+        keep_optimizer: Keep the source's moments; the schedule still begins anew.
+        allow_leak: Go on when validation cases were in the training of the source.
+        strict: Refuse to freeze what is still as it was initialized.
+        name: The run's name.
+        store: Store of the source and of the new run; ``None``: as on the command line. There is always a run.
+
+    Returns:
+        The network with the weights that predict best, its history and the run.
+
+    Raises:
+        DmxError: Something that can be mended, in one sentence.
+    """
+    uri, root = locate(store)
+    file = Path("settings") if isinstance(experiment, Mapping) else Path(experiment)
+    raw = apply_overrides(experiment if isinstance(experiment, Mapping) else read_raw(file), overrides)
+    trust_given(raw)
+    if uri is not None:
+        raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
+    request = FinetuneRequest(
+        experiment=file,
+        run=run_name(source),
+        checkpoint=checkpoint,
+        keep_optimizer=keep_optimizer,
+        allow_leak=allow_leak,
+        strict=strict,
+        name=name,
+        settings=raw,
+    )
+    return _trained(lambda session: run_finetuning(request, session, uri=uri), root, store=store)
+
+
+def resume(
+    run: str, *, epochs: int | None = None, schedule: str | None = None, device: str | None = None, store: Store = None
+) -> Training:
+    """Go on with an interrupted run exactly where it was, or extend one; ``dmx resume``.
+
+    Args:
+        run: The run, as for ``load_model``.
+        epochs: Train to this many epochs in all.
+        schedule: With `epochs`: ``keep``, ``stretch`` or ``restart`` the learning-rate curve.
+        device: Where to train from now on; ``None``: as before.
+        store: Run store, as for ``load_model``.
+
+    Returns:
+        The network, the history of the whole run, and the run.
+
+    Raises:
+        DmxError: Something that can be mended, in one sentence.
+    """
+    uri, root = locate(store)
+    if (epochs is None) != (schedule is None):
+        raise ConfigError("epochs and schedule belong together: resume(run, epochs=60, schedule='keep').")
+    extension = None if epochs is None or schedule is None else Extension(epochs=epochs, schedule=schedule)
+    changes = {} if device is None else {"device": device}
+    return _trained(
+        lambda session: run_on(run_name(run), session, uri=uri, changes=changes, extension=extension), root, store=store
+    )
+
+
+def _trained(work: Callable[[Session], Trainee], root: Path, *, store: Store) -> Training:
+    """Train, and return what the run has kept."""
+    done = work(Session(root=root))
+    return Training(
+        model=load_model(done.run.id, store=store or done.store),
+        history=history(done.run.id, store=store or done.store),
+        run=done.run,
+        reason=done.reason,
+    )
+
+
+def history(run: str, *, store: Store = None) -> History:
+    """Return the course of a training from its run.
+
+    Args:
+        run: The run, as for ``load_model``.
+        store: Run store, as for ``load_model``.
+
+    Returns:
+        ``epoch_loss``; ``step_loss``, a list per epoch with every step; ``score_train`` and ``score_validation``, a
+        value per epoch or None, empty where the score was never measured.
+
+    Raises:
+        RunError: There is no such run, or it has not trained.
+    """
+    opened, _ = open_place(store)
+    return History(**read_course(opened, find_training(opened, run_name(run))))
+
+
+def predict(
+    run: str,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    checkpoint: str | None = None,
+    split: str | None = None,
+    probabilities: bool = False,
+    settings: Settings | None = None,
+    device: str = "auto",
+    name: str | None = None,
+    overwrite: bool = False,
+    store: Store = None,
+) -> Predicted:
+    """Predict scans with a run's network and write label maps on their own grids, as a run; ``dmx predict``.
+
+    Args:
+        run: The run whose network it is, as for ``load_model``.
+        inputs: A manifest, or NIfTI files: one per channel in the network's order, or one per case for one channel.
+        output: Folder for what is predicted.
+        checkpoint: As for ``load_model``.
+        split: Only cases of this split of the manifest.
+        probabilities: Also write a probability map per class.
+        settings: The section ``prediction``, instead of the run's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        name: The run's name.
+        overwrite: Replace files that are there.
+        store: Run store, as for ``load_model``.
+
+    Returns:
+        The run, and ``rows``: one mapping per case.
+
+    Raises:
+        DmxError: Something that can be mended, in one sentence.
+    """
+    uri, root = locate(store)
+    files = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    request = PredictRequest(
+        run=run_name(run),
+        inputs=[Path(file) for file in files],
+        output=Path(output),
+        checkpoint=checkpoint,
+        split=split,
+        probabilities=probabilities,
+        settings=_prediction(settings),
+        device=device,
+        uri=uri,
+        name=name,
+        overwrite=overwrite,
+    )
+    return run_prediction(request, Session(root=root))
+
+
+def evaluate(
+    run: str,
+    cohort: str | Path | None = None,
+    *,
+    checkpoint: str | None = None,
+    split: str | None = None,
+    tolerance_mm: float = 1.0,
+    allow_leak: bool = False,
+    settings: Settings | None = None,
+    device: str = "auto",
+    name: str | None = None,
+    store: Store = None,
+) -> Evaluated:
+    """Score a run's network on cases whose truth is known, as a run; ``dmx evaluate``.
+
+    Args:
+        run: The run whose network it is, as for ``load_model``.
+        cohort: Manifest; ``None``: that of the run.
+        checkpoint: As for ``load_model``.
+        split: Split to score; ``None``: evaluation, else validation, else cases without one.
+        tolerance_mm: Tolerance of the normalized surface Dice.
+        allow_leak: Score cases that were in the training, too.
+        settings: The section ``prediction``, instead of the run's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        name: The run's name.
+        store: Run store, as for ``load_model``.
+
+    Returns:
+        The run, ``rows`` per case and ``summary`` with intervals over subjects.
+
+    Raises:
+        DmxError: Something that can be mended, in one sentence.
+    """
+    uri, root = locate(store)
+    request = EvaluateRequest(
+        run=run_name(run),
+        cohort=None if cohort is None else Path(cohort),
+        checkpoint=checkpoint,
+        split=split,
+        settings=_prediction(settings),
+        tolerance_mm=tolerance_mm,
+        allow_leak=allow_leak,
+        device=device,
+        uri=uri,
+        name=name,
+    )
+    return run_evaluation(request, Session(root=root))
+
+
+def _prediction(settings: Settings | None) -> PredictionSection | None:
+    return None if settings is None else section_from_dict(PredictionSection, settings)
