@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmx.cli.console import err, out
-from dmx.errors import CohortError
+from dmx.errors import CohortError, suggest
 
 if TYPE_CHECKING:
     from dmx.cohort.check import CheckReport
@@ -97,7 +97,7 @@ def make(
     cases: Annotated[int, typer.Option(help="Number of cases.")] = 24,
     spacing: Annotated[float, typer.Option(help="Voxel size in mm, 1 to 8.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Another seed makes other heads.")] = 0,
-    processes: Annotated[int, typer.Option(help="Processes that make cases.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that make cases.")] = 1,
 ) -> None:
     """Make a demonstration cohort: heads that never lived, with lesions whose outline is known exactly."""
     from dmx.cohort.demo import make_demo_cohort
@@ -130,6 +130,12 @@ def check(
     from dmx.cohort.manifest import read_manifest
 
     cohort = read_manifest(manifest)
+    for name in fill or ():
+        if name not in cohort.channels:
+            near = suggest(name, cohort.channels)
+            raise CohortError(
+                f"--fill names the channel '{name}', '{manifest}' has {', '.join(cohort.channels)}.{near}"
+            )
     with _progress("Checking") as progress:
         report = check_cohort(cohort, fill=fill or (), progress=progress)
     _print_report(report)

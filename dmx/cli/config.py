@@ -8,6 +8,7 @@ import typer
 from rich.syntax import Syntax
 
 from dmx.cli.console import out
+from dmx.errors import ConfigError
 
 app = typer.Typer(help="Look at the settings of an experiment.", no_args_is_help=True)
 
@@ -46,5 +47,8 @@ def schema(
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(text + "\n", encoding="utf-8")
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"'{output}' cannot be written: {error.strerror}. Choose another place.") from error
         out.print(f"Wrote {output}. First line of an experiment: # yaml-language-server: $schema={output}")

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from dmx import __version__
 from dmx.cli import cohort, config, export, model, predict, runs, train, transfer, ui
-from dmx.cli.console import err, out
+from dmx.cli.console import err, out, sentence
 from dmx.errors import DmxError
 
 app = typer.Typer(
@@ -56,6 +56,8 @@ def main() -> None:
     try:
         app()
     except DmxError as error:
+        from dmx.tracking.location import mask
+
         # Paths stay whole, so that they can be copied.
-        err.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        err.print(f"[bold red]Error:[/] {escape(mask(sentence(str(error))))}", soft_wrap=True)
         sys.exit(2)

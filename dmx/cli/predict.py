@@ -1,5 +1,7 @@
 """``dmx predict`` and ``dmx evaluate``."""
 
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from dmx.config.sections import PredictionSection
     from dmx.evaluation.summary import Summary
     from dmx.workflows.evaluate import Evaluated
+
+_NUMBER = re.compile(r"[0-9]{1,6}")
 
 Checkpoint = Annotated[
     str | None, typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last.")
@@ -87,7 +91,7 @@ def _layer(word: str) -> tuple[str, tuple[int, int]]:
     if not sign:
         return name, (0, 9)
     first, dash, last = channels.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if not _NUMBER.fullmatch(first) or (dash and not _NUMBER.fullmatch(last)):
         raise ConfigError(f"--features takes LAYER=FIRST-LAST, e.g. normal.block_3=0-9, got '{word}'.")
     return name, (int(first), int(last) if dash else int(first))
 
@@ -128,6 +132,8 @@ def evaluate(
     from dmx.workflows.evaluate import evaluate as run_evaluation
     from dmx.workflows.session import Session
 
+    if not math.isfinite(tolerance_mm):
+        raise ConfigError(f"--tolerance must be a number of mm, got {tolerance_mm}.")
     with TerminalReport() as report:
         session = Session(root=project_root(Path.cwd()), report=report)
         request = EvaluateRequest(

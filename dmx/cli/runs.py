@@ -247,7 +247,10 @@ def _span(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", text)
     if match is None:
         raise ConfigError(f"--stale must be a number with m, h or d, e.g. 2h, got '{text}'.")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise ConfigError(f"--stale must be a time that can pass, got '{text}'.") from None
 
 
 def _note(sentence: str) -> None:

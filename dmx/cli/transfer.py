@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dmx.transfer.plan import TransferPlan
 
 _LAYERS = "--layers"
+_LONGEST_DEPTH = 6
 _COLORS = {"copied": "green", "sliced": "cyan", "adapted": "yellow", "initialized": "red"}
 
 
@@ -103,14 +104,14 @@ def _layers(text: str) -> list[int | str]:
     words = text.replace(",", " ").split()
     if not words:
         raise ConfigError("--layers takes depths of the source such as 1 2 5, or names of its layers, got nothing.")
-    return [int(word) if word.isdigit() else word for word in words]
+    return [int(word) if word.isdecimal() and len(word) < _LONGEST_DEPTH else word for word in words]
 
 
 def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict[str, dict[str, str]] | None:
     if run is not None and file is not None:
         raise ConfigError("--from-run and --from-file name one source each; several sources go into the experiment.")
     if file is not None:
-        return {"source": {"file": str(file.resolve())}}
+        return {"source": {"file": str(file.absolute())}}
     if run is None:
         return None
     return {"source": {"run": run, **({} if checkpoint is None else {"checkpoint": checkpoint})}}

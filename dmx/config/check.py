@@ -1,5 +1,7 @@
 """Range checks of settings: each raises ``ValueError`` with name, what is allowed and what was given."""
 
+_LARGEST_SIZE = 4096
+
 
 def at_least(name: str, value: float, lowest: float) -> None:
     """Require ``value >= lowest``."""
@@ -11,6 +13,12 @@ def positive(name: str, value: float) -> None:
     """Require ``value > 0``."""
     if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def size(name: str, value: int | tuple[int, int, int]) -> None:
+    """Require a number of voxels, or one per axis, that a scan can have."""
+    for voxels in (value,) if isinstance(value, int) else value:
+        between(name, voxels, 1, _LARGEST_SIZE)
 
 
 def between(name: str, value: float, lowest: float, highest: float) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dmx.config.check import at_least, between, orientation, positive
+from dmx.config.check import at_least, between, orientation, positive, size
 
 _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Triple = tuple[int, int, int]
+
+_MOST_WORKERS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,8 @@ class SamplingSection:
     recently used are dropped. A CPU reads them from disk through the operating system's cache."""
 
     def __post_init__(self) -> None:
-        at_least("workers", self.workers, 0)
+        size("segment", self.segment)
+        between("workers", self.workers, 0, _MOST_WORKERS)
         positive("memory_gb", self.memory_gb)
         if self.cases_per_epoch is not None:
             at_least("cases_per_epoch", self.cases_per_epoch, 1)

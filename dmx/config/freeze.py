@@ -15,6 +15,8 @@ ALL: Final = "all"
 SAME_AS_NORMAL: Final = "same_as_normal"
 ALL_BUT_HEAD: Final = "all_but_head"
 
+_MOST_POSITIONS: Final = 10_000
+
 Positions = int | str | tuple[int | str, ...]
 
 
@@ -38,6 +40,8 @@ def parse_positions(value: Positions) -> tuple[int, ...] | None:
             raise ValueError(f"positions must be numbers, ranges such as '1-3', 'all' or 'none', got '{word}'")
         if match is not None:
             first, last = int(match[1]), int(match[2] or match[1])
+            if last > _MOST_POSITIONS:
+                raise ValueError(f"no pathway has {last} layers")
             if not 1 <= first <= last:
                 raise ValueError(f"positions count from 1, and a range goes up, got '{word}'")
             positions.update(range(first, last + 1))

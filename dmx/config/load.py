@@ -91,15 +91,23 @@ def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict
         manifest = Path(named)
         # The configuration that a run keeps names its manifest relative to the project.
         place = next((base for base in (folder, Path.cwd()) if (base / manifest).is_file()), folder)
-        values["cohort"] = {**cohort, "manifest": str((place / manifest).resolve())}
+        try:
+            found = (place / manifest).resolve()
+        except (RuntimeError, ValueError, OSError):
+            # Links that lead to each other, or what no path can hold: reading it will say so.
+            found = place / manifest
+        values["cohort"] = {**cohort, "manifest": str(found)}
     return values
 
 
 def _sentence(details: Mapping[str, Any]) -> str:
     """Turn one finding of pydantic into words: where, what was given, what is allowed."""
-    location = [part for part in details["loc"] if not _is_internal(part)]
-    name = ".".join(str(part) for part in location)
+    *parents, last = details["loc"] or ("",)
     kind = details["type"]
+    # The last part of an unknown setting is what was written, whatever it looks like.
+    written = kind == "unexpected_keyword_argument" or not _is_internal(last)
+    location = [*(part for part in parents if not _is_internal(part)), *([last] if written else [])]
+    name = ".".join(str(part) for part in location)
     if kind == "unexpected_keyword_argument":
         allowed = sorted(_allowed_keys(location[:-1]))
         hint = suggest(str(location[-1]), allowed) or f" Allowed: {', '.join(allowed)}."
@@ -109,7 +117,11 @@ def _sentence(details: Mapping[str, Any]) -> str:
     if kind == "value_error":
         message = str(details["ctx"]["error"])
         return f"{name}: {message}" if name else message
-    got = repr(details["input"])
+    try:
+        got = repr(details["input"])
+    except ValueError:
+        # Python writes no number of more than 4300 digits.
+        got = "a number of thousands of digits"
     got = got if len(got) <= _MAX_SHOWN else got[:_MAX_SHOWN] + "…"
     return f"setting '{name}': {details['msg'][0].lower() + details['msg'][1:]}, got {got}"
 
@@ -148,7 +160,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             raise ConfigError(f"--set takes section.key=value, e.g. training.epochs=5, got '{word}'.")
         try:
             value = parse_yaml(text)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"--set {key}: the value must be YAML, e.g. 5 or [1, 2], got '{text}'.") from None
         _place(values, key.split("."), value, word)
     return values

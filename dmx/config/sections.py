@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dmx.config.augmentation import AugmentationSection
-from dmx.config.check import at_least, between, positive
+from dmx.config.check import at_least, between, positive, size
 from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, SamplingSection
 from dmx.config.freeze import FreezeSection
 from dmx.config.model import ModelSection
@@ -158,6 +158,8 @@ class PredictionSection:
     """Precision of prediction; empty: as in training."""
 
     def __post_init__(self) -> None:
+        if self.tile != "auto":
+            size("tile", self.tile)
         between("overlap", self.overlap, 0.0, 0.9)
         at_least("batch_size", self.batch_size, 1)
 

@@ -29,11 +29,13 @@ class _Loader(yaml.SafeLoader):
         """Refuse a key that stands twice."""
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
+            if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{key_node.value}' stands twice", key_node.start_mark
                 )
-            seen.add(str(key_node.value))
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import psutil
 
+from dmx.errors import RunError
+
 _NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs")
 _SQLITE = "sqlite:///"
+_MAGIC = b"SQLite format 3\0"
 
 
 def database_path(uri: str) -> Path | None:
@@ -23,6 +26,7 @@ def opening(database: Path) -> Iterator[None]:
 
     Of several processes that migrate a new file at once, some fail in the middle.
     """
+    _require_database(database)
     folder = database.parent
     if not folder.is_dir():
         folder.mkdir(parents=True)
@@ -33,6 +37,16 @@ def opening(database: Path) -> Iterator[None]:
         yield
         if not on_network(database):
             _switch_to_wal(database)
+
+
+def _require_database(path: Path) -> None:
+    """Refuse what is there and is no database, before anything is written beside it."""
+    if path.is_dir():
+        raise RunError(f"The run store must be a database file, '{path}' is a folder. Use sqlite:///PATH/mlflow.db.")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise RunError(f"The run store '{path}' is no SQLite database.")
 
 
 def _switch_to_wal(database: Path) -> None:

@@ -6,6 +6,7 @@ from dmx.errors import RunError
 from dmx.tracking.store import RunReader
 
 _LONGEST = 28
+_LONGEST_GIVEN = 120
 
 
 def short_words(text: str) -> str:
@@ -38,8 +39,11 @@ def check_name(name: str) -> str:
     """Require a name by which the run can be found again.
 
     Raises:
-        RunError: It is empty or contains a slash, which separates experiment and run.
+        RunError: It is empty or longer than a table can show, or contains a slash, which separates experiment and run,
+            or what is no printable character.
     """
     if not name.strip() or "/" in name:
         raise RunError(f"A run's name must not be empty or contain '/', got '{name}'.")
+    if not name.isprintable() or len(name) > _LONGEST_GIVEN:
+        raise RunError(f"A run's name must have at most {_LONGEST_GIVEN} printable characters, got {name[:60]!r}.")
     return name
