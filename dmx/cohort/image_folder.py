@@ -99,5 +99,4 @@ def _stimulus(root: Path, folder: Path, image: Path, label: int, split: str) -> 
         condition=folder.name,
         group=inside[0] if len(inside) > 1 else "",
         split=split,
-        place=f"Image '{image}'",
     )

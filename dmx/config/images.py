@@ -66,6 +66,8 @@ class ImagePreprocessSection:
     """Subtracted from each channel (red, green, blue) of values from 0 to 1."""
     std: Color | None = None
     """What each channel is then divided by."""
+    color: Literal["RGB", "BGR"] = "RGB"
+    """Order in which the network gets the channels."""
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):

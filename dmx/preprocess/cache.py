@@ -1,36 +1,25 @@
 """Prepared cases on disk, found by the content of the case's files and the contract."""
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import socket
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from dmx.cohort.case import Case
 from dmx.cohort.digest import files_sha256
 from dmx.errors import DmxError
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.entry import FORMAT, CachedCase, read_index, write_entry
+from dmx.preprocess.folder import make_entry, ready_folder, require_index
 from dmx.preprocess.pipeline import preprocess_case
 
 __all__ = ["CachedCase", "CaseCache", "Progress"]
 
 Progress = Callable[[int, int, str], None]
-
-_LEFTOVER = ".tmp-"
-_ABANDONED_S = 24 * 3600
-_ATTEMPTS = 10
 
 
 class CaseCache:
@@ -61,7 +50,7 @@ class CaseCache:
             CohortError: A case cannot be prepared; cases that are ready stay.
             DmxError: The folder cannot be written.
         """
-        self._make_folder()
+        ready_folder(self.folder)
         keys = entry_keys(cases, contract)
         found = {key: index for key in dict.fromkeys(keys) if (index := read_index(self.folder / key)) is not None}
         todo: dict[str, Case] = {}
@@ -79,7 +68,7 @@ class CaseCache:
             done += times[key]
             if progress is not None:
                 progress(done, len(cases), todo[key].name)
-        found |= {key: self._require(key) for key in todo}
+        found |= {key: require_index(self.folder / key) for key in todo}
         return [
             CachedCase(name=case.name, subject=case.subject, folder=self.folder / key, index=found[key])
             for case, key in zip(cases, keys, strict=True)
@@ -106,19 +95,6 @@ class CaseCache:
                 ) from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-
-    def _make_folder(self) -> None:
-        with _writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"{_LEFTOVER}*"):
-                if _is_abandoned(leftover):
-                    shutil.rmtree(leftover, ignore_errors=True)
-
-    def _require(self, key: str) -> dict[str, Any]:
-        index = read_index(self.folder / key)
-        if index is None:
-            raise DmxError(f"The entry '{self.folder / key}' of the cache vanished while it was made. Start again.")
-        return index
 
 
 def entry_keys(cases: Sequence[Case], contract: Contract) -> list[str]:
@@ -150,63 +126,4 @@ def _prepare_one(folder: Path, key: str, case: Case, contract: Contract) -> None
     if read_index(folder / key) is not None:
         return
     prepared = preprocess_case(case, contract)
-    beside = _temporary(folder)
-    try:
-        with _writing(folder):
-            beside.mkdir()
-            write_entry(beside, prepared, num_classes=len(contract.classes))
-            _publish(beside, folder / key)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _publish(beside: Path, entry: Path) -> None:
-    """Give a complete entry its name; one that is there and whole stays, a damaged one goes."""
-    for _ in range(_ATTEMPTS):
-        if read_index(entry) is not None:
-            return
-        aside = _temporary(entry.parent)
-        with suppress(FileNotFoundError):
-            entry.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            beside.rename(entry)
-        except OSError as error:
-            # Another process has put its own there in between.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-    if read_index(entry) is None:
-        raise OSError(f"'{entry}' cannot be replaced")
-
-
-def _temporary(folder: Path) -> Path:
-    return folder / f"{_LEFTOVER}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn a failure of the disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise DmxError(
-            f"The cache '{folder}' cannot be written: {error.strerror or error}. Free some space, or name another "
-            "folder."
-        ) from error
-
-
-def _is_abandoned(leftover: Path) -> bool:
-    """Tell whether the process that made a temporary folder is gone: on this host by its id, elsewhere by age."""
-    host, _, process = leftover.name.removeprefix(_LEFTOVER).rpartition("-")[0].rpartition("-")
-    with suppress(OSError):
-        if time.time() - leftover.stat().st_mtime > _ABANDONED_S:
-            return True
-    if host != socket.gethostname() or not process.isdigit():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    make_entry(folder, key, lambda beside: write_entry(beside, prepared, num_classes=len(contract.classes)))

@@ -21,8 +21,8 @@ from dmx.preprocess.native import Geometry
 from dmx.preprocess.pipeline import PreparedCase
 
 FORMAT = 2
-_INDEX = "entry.json"
-_ARRAYS = "arrays.bin"
+INDEX = "entry.json"
+ARRAYS = "arrays.bin"
 # Cache lines of current processors.
 _ALIGNMENT = 64
 
@@ -117,7 +117,7 @@ class CachedCase:
 def open_array(folder: Path, place: Mapping[str, Any]) -> NDArray[Any]:
     """Map an array of an entry into memory."""
     shape = tuple(place["shape"])
-    path = folder / _ARRAYS
+    path = folder / ARRAYS
     mapped = _OPEN.get(path)
     if mapped is None:
         with path.open("rb") as file:
@@ -137,7 +137,7 @@ def write_entry(folder: Path, prepared: PreparedCase, *, num_classes: int) -> No
     maps = prepared.weight_maps
     centers = find_centers(prepared, num_classes)
     distinct = {id(array): array for array in centers.values()}
-    with (folder / _ARRAYS).open("xb") as file:
+    with (folder / ARRAYS).open("xb") as file:
         places = {identity: _append(file, array) for identity, array in distinct.items()}
         index = {
             "format": FORMAT,
@@ -152,10 +152,10 @@ def write_entry(folder: Path, prepared: PreparedCase, *, num_classes: int) -> No
             "centers": {category: places[id(array)] for category, array in centers.items()},
             "num_bytes": file.tell(),
         }
-        _flush(file)
-    with (folder / _INDEX).open("xb") as file:
+        flush_file(file)
+    with (folder / INDEX).open("xb") as file:
         file.write(json.dumps(index).encode())
-        _flush(file)
+        flush_file(file)
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -164,8 +164,8 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     The arrays must be there in their full size; their bytes are not read.
     """
     try:
-        index = json.loads((folder / _INDEX).read_bytes())
-        whole = (folder / _ARRAYS).stat().st_size == index["num_bytes"]
+        index = json.loads((folder / INDEX).read_bytes())
+        whole = (folder / ARRAYS).stat().st_size == index["num_bytes"]
         return index if whole and index["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -196,7 +196,7 @@ def _append(file: BinaryIO, array: NDArray[Any]) -> dict[str, Any]:
     return place
 
 
-def _flush(file: BinaryIO) -> None:
+def flush_file(file: BinaryIO) -> None:
     """Bring what was written to the disk."""
     file.flush()
     os.fsync(file.fileno())

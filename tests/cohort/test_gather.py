@@ -58,7 +58,7 @@ def test_tables_and_folders_are_joined_by_name(
     assert [s.label for s in gather_stimuli(section, seed=0).stimuli] == [1, 0, 1, None]
     for name in ("dog", "mouse"):
         write_image(place / f"folder/{name}/x.png", np.zeros((2, 2), np.uint8))
-    with pytest.raises(CohortError, match="its class 'mouse' .* is none of those"):
+    with pytest.raises(CohortError, match=r"its class 'mouse' .* is none of those"):
         gather_stimuli(StimuliSection(source=first, evaluation=str(place / "folder")), seed=0)
     with pytest.raises(CohortError, match=r"must both be \.stim\.csv, or neither"):
         gather_stimuli(StimuliSection(source=first, evaluation=stim("c.stim.csv", "c.png,1,x")), seed=0)

@@ -16,6 +16,7 @@ from dmx.cohort.case import Case
 from dmx.config.sections import PreprocessSection
 from dmx.errors import CohortError, DmxError
 from dmx.preprocess import cache as cache_module
+from dmx.preprocess import folder as folder_module
 from dmx.preprocess.cache import CaseCache
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.pipeline import preprocess_case
@@ -178,7 +179,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(cache: CaseCache, make_c
 
 
 def killed_before_the_end(folder: Path, case: Case) -> None:
-    cache_module._publish = lambda *_: os._exit(9)  # type: ignore[assignment]
+    folder_module.publish = lambda *_: os._exit(9)  # type: ignore[assignment]
     CaseCache(folder).prepare([case], CONTRACT)
 
 
