@@ -1,76 +1,55 @@
-"""Measure what a training step costs with pathways frozen, against the step in which everything is trained.
+"""Measure what a training step costs with parts of the network frozen, against the step that trains everything.
 
-The full DeepMedic configuration with three pathways, or a small one by default; each setting in a process of its own,
-so that its peak memory is its own. Prints a table, then the numbers as JSON.
+The full DeepMedic configuration, 10 random segments of 37 voxels, adam with forward, backward and update; no sampling.
+Each setting runs in a process of its own, so that its peak memory is its own.
 
-    python benchmarks/freezing.py [--network small|full] [--segments 4] [--steps 10] [--threads 2] [--device cpu]
+    python benchmarks/freezing.py [--steps 4] [--kind default] [--quick]
 """
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from dataclasses import asdict, dataclass
+
+from common import (
+    KINDS,
+    SEGMENT,
+    SEGMENTS,
+    Clock,
+    compatibility,
+    cores,
+    full_network,
+    in_own_process,
+    peak_bytes,
+    print_table,
+)
 
 SETTINGS = {
-    "nothing frozen": {},
-    "normal 1-3 (and subsampled)": {"normal": "1-3"},
+    "nothing": {},
+    "normal 1-3, subsampled 1-3": {"normal": "1-3"},
+    "subsampled pathways": {"subsampled": "all"},
     "all parallel pathways": {"normal": "all"},
-    "subsampled pathways only": {"subsampled": "all"},
     "fc but the head": {"fc": "1-2"},
     "all but the head": {"layers": "all_but_head"},
 }
+CLASSES = 5
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The cost of a step.
-
-    Attributes:
-        setting: What is frozen.
-        trained: Parameters that are trained.
-        step_ms: Median duration of a step.
-        peak_mb: Largest memory during the steps, above what the process had before the first one.
-        optimizer_mb: Memory of the optimizer's state.
-    """
-
-    setting: str
-    trained: int
-    step_ms: float
-    peak_mb: float
-    optimizer_mb: float
-
-
-def make_network(size: str):
-    """Return a network of three pathways and its segment size."""
-    from dmx.config.model import FCSection, ModelSection, PathwaySection, SubsampledSection
+def small_network(kind: str):
+    """Return a network of the same pathways with few channels, for a quick look."""
+    from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection, SubsampledSection
     from dmx.model.build import build_network
 
-    full = size == "full"
     section = ModelSection(
-        normal=PathwaySection(residual=(4, 6, 8)) if full else PathwaySection(widths=(15, 15, 20, 20, 20, 20, 25, 25)),
+        normal=PathwaySection(widths=(4, 4, 5, 5)),
         subsampled=(SubsampledSection(factor=3), SubsampledSection(factor=5)),
-        fc=FCSection(widths=(250, 250), residual=(2,)) if full else FCSection(widths=(75, 75)),
+        fc=FCSection(widths=(8, 8)),
+        normalization=NormalizationSection(name="batch_rolling" if kind == "compatibility" else "batch"),
     )
-    return build_network(section, num_channels=2, num_classes=5), (37, 37, 37) if full else (25, 25, 25)
+    return build_network(section, num_channels=2, num_classes=CLASSES, compatibility=compatibility(kind))
 
 
-def peak_memory(device) -> float:
-    """Return the largest memory so far, in MB: of the GPU, or of the process."""
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def measure(setting: str, *, size: str, segments: int, steps: int, device_name: str) -> Measured:
-    """Train some steps of one setting on random segments."""
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Train some steps of one setting."""
     import torch
 
     from dmx import seeding
@@ -85,73 +64,84 @@ def measure(setting: str, *, size: str, segments: int, steps: int, device_name: 
     from dmx.transfer.freeze_parts import network_parts
     from dmx.transfer.freeze_planning import plan_freeze
 
-    network, segment = make_network(size)
-    plan = plan_freeze(FreezeSection(**SETTINGS[setting]), network_parts(network))
+    torch.set_num_threads(options.threads)
+    network = (small_network if options.quick else full_network)(options.kind)
+    segments, size = (2, 25) if options.quick else (SEGMENTS, SEGMENT)
+    plan = plan_freeze(FreezeSection(**SETTINGS[options.frozen]), network_parts(network))
     settings = FitSettings(
-        classes=tuple("abcde"),
-        training=TrainingSection(device=device_name),
+        classes=tuple(f"class {n}" for n in range(CLASSES)),
+        training=TrainingSection(device=options.device),
         optimizer=OptimizerSection(name="adam"),
         freeze=plan,
+        compatibility=compatibility(options.kind),
     )
     state = new_state(network, settings)
-    reads = network.segment_plan(segment)
+    reads = network.segment_plan((size,) * 3)
     inputs = tuple(seeding.normal(1, (segments, 2, *patch.shape), state.device) for patch in reads.patches)
-    target = (seeding.uniform(2, (segments, *reads.output_shape), state.device) * 5).long()
+    target = (seeding.uniform(2, (segments, *reads.output_shape), state.device) * CLASSES).long()
     batch = Batch(inputs=inputs, target=target, cases=("random",) * segments)
-    loss = Loss(settings.losses, 5)
+    loss = Loss(settings.losses, CLASSES, compatibility=settings.compatibility)
     network.train()
-    before, durations = peak_memory(state.device), []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
+    before = peak_bytes(options.device)
+    wall, busy = [], []
+    # The first steps choose algorithms and allocate what the others use again.
+    for _ in range(2 + options.steps):
+        clock = Clock()
         train_step(state, [batch], settings, loss=loss, lr=1e-4)
-        durations.append((time.perf_counter() - start) * 1e3)
+        wall.append(clock.wall)
+        busy.append(clock.busy)
     slots = [tensor for tensors in state.optimizer.state.values() for tensor in tensors.values()]
-    return Measured(
-        setting=setting,
-        trained=plan.num_parameters - plan.num_frozen_parameters(),
-        # The first steps allocate what the others use again.
-        step_ms=statistics.median(durations[2:]),
-        peak_mb=peak_memory(torch.device(state.device)) - before,
-        optimizer_mb=sum(tensor.numel() * tensor.element_size() for tensor in slots) / 1e6,
+    return {
+        "trained": plan.num_parameters - plan.num_frozen_parameters(),
+        "seconds": statistics.median(wall[2:]),
+        "cpu_seconds": statistics.median(busy[2:]),
+        "peak_gb": (peak_bytes(options.device) - before) / 1e9,
+        "optimizer_mb": sum(tensor.numel() * tensor.element_size() for tensor in slots) / 1e6,
+    }
+
+
+def row(frozen: str, found: dict[str, float], whole: dict[str, float]) -> dict[str, object]:
+    return {
+        "frozen": frozen,
+        "trained parameters": int(found["trained"]),
+        "s per step": found["seconds"],
+        "time, %": 100 * found["seconds"] / whole["seconds"],
+        "CPU-s per step": found["cpu_seconds"],
+        "peak GB of the step": found["peak_gb"],
+        "memory, %": 100 * found["peak_gb"] / max(whole["peak_gb"], 1e-9),
+        "optimizer MB": found["optimizer_mb"],
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--kind", choices=KINDS, default="compatibility", help="DeepMedic's network exactly, or default"
     )
-
-
-def measured_apart(setting: str, arguments: argparse.Namespace) -> dict[str, float | str]:
-    """Measure a setting in a process of its own."""
-    words = ["--network", arguments.network, "--device", arguments.device]
-    words += [word for key in ("segments", "steps", "threads") for word in (f"--{key}", str(getattr(arguments, key)))]
-    command = [sys.executable, __file__, *words, "--setting", setting]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    content: dict[str, float | str] = json.loads(result.stdout)
-    return content
+    parser.add_argument("--steps", type=int, default=4, help="steps measured, after two")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a small network and segments; the numbers mean nothing")
+    parser.add_argument("--frozen", choices=SETTINGS, default="nothing", help=argparse.SUPPRESS)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=("small", "full"), default="small")
-    parser.add_argument("--segments", type=int, default=4, help="segments per step")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--setting", choices=tuple(SETTINGS), help="measure this one alone, as JSON")
-    arguments = parser.parse_args()
-    if arguments.setting:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
-        sizes = {"size": arguments.network, "segments": arguments.segments, "steps": arguments.steps}
-        print(json.dumps(asdict(measure(arguments.setting, **sizes, device_name=arguments.device))))
+    options = parse()
+    if options.one:
+        print(json.dumps(measure(options)))
         return
-    rows = [measured_apart(setting, arguments) for setting in SETTINGS]
-    whole = rows[0]
-    print(f"{'frozen':<30}{'trained':>12}{'step':>12}{'':>7}{'peak':>11}{'':>7}{'optimizer':>12}")
-    for row in rows:
-        step, peak = row["step_ms"] / whole["step_ms"], row["peak_mb"] / max(whole["peak_mb"], 1e-9)
-        print(
-            f"{row['setting']:<30}{row['trained']:>12,}{row['step_ms']:>9.1f} ms{step:>7.0%}"
-            f"{row['peak_mb']:>8.0f} MB{peak:>7.0%}{row['optimizer_mb']:>9.2f} MB"
-        )
-    print(json.dumps({"machine": platform.processor() or platform.machine(), **vars(arguments), "rows": rows}))
+    words = ["--kind", options.kind, "--steps", options.steps, "--threads", options.threads, "--device", options.device]
+    words += ["--quick"] if options.quick else []
+    found = {frozen: in_own_process(__file__, [*words, "--frozen", frozen]) for frozen in SETTINGS}
+    print_table(
+        "Freezing",
+        [row(frozen, values, found["nothing"]) for frozen, values in found.items()],
+        f"{'A small network' if options.quick else 'The full network'} ({options.kind}), a step without sampling; "
+        f"median of {options.steps} steps, {options.threads} threads; memory above what the process had before the "
+        "first step.",
+    )
 
 
 if __name__ == "__main__":
