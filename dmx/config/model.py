@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dmx.config.check import between
 from dmx.config.trust import check_name
@@ -13,6 +13,8 @@ Triple = tuple[int, int, int]
 Kernel = int | Triple
 Kernels = int | tuple[Kernel, ...]
 Padding = Literal["valid", "zero", "mirror"]
+
+ENCODER_CLASSIFIER: Final = "encoder_classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,9 @@ class ModelSection:
 
     name: str = "multiscale"
     """`multiscale`, a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …), or a function of
-    your own that returns a torch module, `package.module:function`."""
+    your own that returns a torch module, `package.module:function`. To classify or score images: `alexnet`,
+    `efficientnet-lite0`, or such a function; volumes: `encoder_classifier`, the parallel pathways of `multiscale` or
+    the encoder of another network, pooled."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of any network but `multiscale`; channels, classes and dimensions are filled in."""
     head: str | None = None
@@ -140,7 +144,10 @@ class ModelSection:
         check_name(self.name)
         if self.name == "multiscale" and (self.arguments or self.head):
             raise ValueError("arguments and head belong to networks of MONAI or of your own, not to 'multiscale'")
-        own = ("normal", "subsampled", "fc", "activation", "normalization", "weight_init", "upsampling")
+        own = ["normal", "subsampled", "fc", "activation", "normalization", "weight_init", "upsampling"]
+        if self.name == ENCODER_CLASSIFIER and "network" not in self.arguments:
+            # It has the parallel pathways of 'multiscale', and not what joins them.
+            own = ["fc", "upsampling"]
         defaults = {field.name: field for field in fields(self)}
         changed = [name for name in own if getattr(self, name) != _default(defaults[name])]
         if self.name != "multiscale" and changed:

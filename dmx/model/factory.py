@@ -53,11 +53,21 @@ def build_factory(section: ModelSection, *, num_channels: int, num_classes: int,
         CheckpointError: The user has not named the factory.
         ModelError: There is no such function, it does not take the arguments, or does not give a module.
     """
+    module = make_module(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
+    return ModuleNetwork(module, section.name, num_channels=num_channels, num_classes=num_classes, head=section.head)
+
+
+def make_module(
+    section: ModelSection, *, num_channels: int, num_classes: int, seed: int, spatial_dims: int = 3
+) -> nn.Module:
+    """Return what a factory makes, as :func:`build_factory` describes it; for images ``spatial_dims`` is 2."""
     name = section.name
     require_trusted(name)
     with _importing_from(Path.cwd()):
         factory = _find(name)
         arguments = call_arguments(factory, section.arguments, num_channels=num_channels, num_classes=num_classes)
+        if "spatial_dims" in arguments:
+            arguments["spatial_dims"] = spatial_dims
         try:
             with drawn_from(seed, "factory"):
                 module = factory(**arguments)
@@ -65,7 +75,7 @@ def build_factory(section: ModelSection, *, num_channels: int, num_classes: int,
             raise ModelError(f"'{name}' cannot build its network from model.arguments: {_told(error)}.") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"'{name}' must return a torch.nn.Module, got {type(module).__name__}.")
-    return ModuleNetwork(module, name, num_channels=num_channels, num_classes=num_classes, head=section.head)
+    return module
 
 
 def out_name(parameters: Mapping[str, inspect.Parameter]) -> str | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dmx.config.model import ModelSection
+from dmx.config.model import ENCODER_CLASSIFIER, ModelSection
 from dmx.errors import ModelError, suggest
 from dmx.model.alexnet import ALIASES, AlexNet
+from dmx.model.factory import make_module
 from dmx.model.groups import LayerGroup, kernel_weights, module_groups
 from dmx.model.module import find_head, first_sentence, missing_package
 from dmx.model.network import TrainableNetwork
@@ -126,11 +127,16 @@ def build_image_network(
 
     Raises:
         ModelError: No such network, arguments that it does not take, or a package that it needs is missing.
+        CheckpointError: The settings name a function that the user has not named.
     """
+    if ":" in section.name:
+        made = make_module(section, num_channels=num_channels, num_classes=num_outputs, seed=seed, spatial_dims=2)
+        return ImageNetwork(made, section.name, num_channels=num_channels, num_classes=num_outputs, head=section.head)
     if section.name not in IMAGE_NETWORKS:
         raise ModelError(
-            f"model.name must be one of {', '.join(IMAGE_NETWORKS)} for images, got '{section.name}'."
-            f"{suggest(section.name, IMAGE_NETWORKS)}"
+            f"model.name must be {', '.join(IMAGE_NETWORKS)}, {ENCODER_CLASSIFIER} (for volumes) or a function of your "
+            f"own, package.module:function, to score images, got '{section.name}'."
+            f"{suggest(section.name, (*IMAGE_NETWORKS, ENCODER_CLASSIFIER))}"
         )
     make = _alexnet if section.name == ALEXNET else _efficientnet
     try:

@@ -1,6 +1,7 @@
 """What a network says of itself to a transfer: names, shapes, how layers are joined."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from dmx.config.model import ModelSection
 from dmx.geometry import triple
 from dmx.model.blocks import Block
 from dmx.model.build import build_network
+from dmx.model.classifier import build_classifier
 from dmx.model.dropout import UnscaledDropout
 from dmx.model.example import example_patches
 from dmx.model.meta import meta_call, meta_state, mode
@@ -17,6 +19,7 @@ from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import TrainableNetwork
 from dmx.model.norms import Compatibility, RollingBatchNorm
 from dmx.model.spec import NetworkSpec, resolve, size_text
+from dmx.model.volume_classifier import PathwayClassifier
 from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
 from dmx.transfer.layout import module_layers, pathway_layers
 
@@ -34,6 +37,8 @@ def sketch_network(
     """
     if isinstance(network, MultiScaleNet):
         return _sketch_multiscale(network, name=name, channels=channels, classes=classes)
+    if isinstance(network, PathwayClassifier):
+        return _sketch_pathways(network, name=name, channels=channels, classes=classes)
     heads = [group.name for group in network.layer_groups() if group.is_head]
     layers = module_layers(_infos(network), heads=heads, scan_readers=_scan_readers(network))
     return NetworkSketch(name, layers, (), tuple(channels), tuple(classes), aliases=network.aliases)
@@ -46,12 +51,24 @@ def sketch_section(
     channels: Sequence[str],
     classes: Sequence[str],
     compatibility: Compatibility = "none",
+    scores: bool = False,
 ) -> NetworkSketch:
     """Return the sketch of the network that a section describes; no weights are drawn for a multi-scale network.
+
+    Args:
+        section: The network's settings.
+        name: What messages and the plan call it.
+        channels: Names of the input channels.
+        classes: Names of the classes or targets.
+        compatibility: ``deepmedic`` for DeepMedic's.
+        scores: Whether the network scores whole images or volumes instead of segmenting.
 
     Raises:
         ModelError: The settings do not describe a network.
     """
+    if scores:
+        scoring = build_classifier(section, num_channels=len(channels), num_outputs=len(classes))
+        return sketch_network(scoring, name=name, channels=channels, classes=classes)
     if section.name != "multiscale":
         network = build_network(
             section, num_channels=len(channels), num_classes=len(classes), compatibility=compatibility
@@ -127,6 +144,17 @@ def _sketch_multiscale(
         settings={layer.name: _block_settings(network.get_submodule(layer.name)) for layer in specs},
     )
     return NetworkSketch(name, layers, parallel, tuple(channels), tuple(classes), _network_settings(network))
+
+
+def _sketch_pathways(
+    network: PathwayClassifier, *, name: str, channels: Sequence[str], classes: Sequence[str]
+) -> NetworkSketch:
+    """Sketch the layers of pathways that nothing joins; they are paired by their names."""
+    infos = _infos(network)
+    head = [info for info in infos if info.name.startswith("head.")]
+    layers, _ = pathway_layers([info for info in infos if info not in head])
+    last = replace(module_layers(head)[0], depth=1 + max(layer.depth for layer in layers))
+    return NetworkSketch(name, (*layers, last), (), tuple(channels), tuple(classes))
 
 
 def _block_settings(block: nn.Module) -> dict[str, Setting]:

@@ -98,23 +98,24 @@ def _prefixes(names: Sequence[str]) -> list[str]:
 
 def _chosen(source: NetworkSketch, wanted: Sequence[int | str], aliases: Mapping[str, str]) -> tuple[LayerSketch, ...]:
     """Return the layers of the given depths or names."""
-    layers = {layer.depth: layer for layer in source.layers if layer.depth}
+    layers = [layer for layer in source.layers if layer.depth]
     chosen: list[LayerSketch] = []
     for one in wanted:
-        found = [layer for depth, layer in layers.items() if _is_meant(layer, depth, one, aliases)]
+        found = [layer for layer in layers if _is_meant(layer, one, aliases)]
         if not found:
-            near = suggest(str(one), [name for layer in layers.values() for name in known_as(layer.name, aliases)])
+            near = suggest(str(one), [name for layer in layers for name in known_as(layer.name, aliases)])
+            deepest = max((layer.depth for layer in layers), default=0)
             raise TransferError(
-                f"--layers must hold depths of the source from 1 to {max(layers, default=0)}, or names of its layers, "
+                f"--layers must hold depths of the source from 1 to {deepest}, or names of its layers, "
                 f"got {one}.{near} Its layers are the modules that own parameters, in their order."
             )
         chosen += found
     return tuple(chosen)
 
 
-def _is_meant(layer: LayerSketch, depth: int, wanted: int | str, aliases: Mapping[str, str]) -> bool:
+def _is_meant(layer: LayerSketch, wanted: int | str, aliases: Mapping[str, str]) -> bool:
     if isinstance(wanted, int):
-        return depth == wanted
+        return layer.depth == wanted
     return any(fnmatchcase(name, wanted) for name in known_as(layer.name, aliases))
 
 

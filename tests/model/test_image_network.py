@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmx.config.model import ModelSection
-from dmx.errors import ModelError
+from dmx.errors import CheckpointError, ModelError
 from dmx.model import image_network
 from dmx.model.image_facts import EFFICIENTNET_LITE, IMAGENET, image_facts
 from dmx.model.image_network import ImageNetwork, build_image_network, packaged_weights, plain_state
@@ -151,3 +151,20 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_
         packaged_weights("efficientnet-lite0")
     with pytest.raises(ModelError, match="No package holds weights of 'alexnet'"):
         packaged_weights("alexnet")
+
+
+def tiny(in_channels: int, num_classes: int, spatial_dims: int, width: int = 2) -> nn.Module:
+    kinds = {2: (nn.Conv2d, nn.AdaptiveAvgPool2d), 3: (nn.Conv3d, nn.AdaptiveAvgPool3d)}
+    conv, pool = kinds[spatial_dims]
+    return nn.Sequential(conv(in_channels, width, 3), pool(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+def test_a_function_of_ones_own_is_called_where_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_network, "tiny", tiny, raising=False)
+    section = ModelSection(name="dmx.model.image_network:tiny", arguments={"width": 3})
+    with pytest.raises(CheckpointError, match="was not run"):
+        build_image_network(section, num_outputs=4)
+    monkeypatch.setenv("DMX_TRUSTED_FACTORIES", section.name)
+    network = build_image_network(section, num_outputs=4)
+    assert network.eval()([torch.rand(2, 3, 8, 8)]).shape == (2, 4)
+    assert [group.name for group in network.layer_groups()] == ["network.0", "network.3"]
