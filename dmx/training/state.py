@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmx.errors import CheckpointError
 from dmx.model.meta import mode
-from dmx.model.network import Network
+from dmx.model.network import TrainableNetwork
 from dmx.training.average import MovingAverage
 from dmx.training.device import place, resolve_device
 from dmx.training.optimizers import Optimizer, Updater
@@ -118,7 +118,7 @@ class TrainState:
         last_checkpoint: Name of the newest complete checkpoint, for error messages; whoever saves one sets it.
     """
 
-    model: Network
+    model: TrainableNetwork
     forward: Forward
     optimizer: Updater
     schedule: Schedule
@@ -193,7 +193,7 @@ class TrainState:
 
 
 def new_state(
-    model: Network,
+    model: TrainableNetwork,
     settings: FitSettings,
     *,
     received: Mapping[str, str] | None = None,

@@ -6,7 +6,7 @@ from typing import Final
 
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError
-from dmx.model.network import Network
+from dmx.model.network import TrainableNetwork
 from dmx.tracking.session import ActiveRun
 from dmx.training.events import Event, FrozenChecked
 from dmx.training.scales import resolve_scales
@@ -19,7 +19,7 @@ ARTIFACT: Final = "freeze/plan.json"
 _SHOWN = 6
 
 
-def resolve_freezing(experiment: Experiment, network: Network) -> FreezePlan:
+def resolve_freezing(experiment: Experiment, network: TrainableNetwork) -> FreezePlan:
     """Return what is frozen when, and check the names of the learning rates too.
 
     Raises:
@@ -31,7 +31,12 @@ def resolve_freezing(experiment: Experiment, network: Network) -> FreezePlan:
 
 
 def check_origin(
-    experiment: Experiment, settings: FitSettings, network: Network, *, received: Mapping[str, str], strict: bool
+    experiment: Experiment,
+    settings: FitSettings,
+    network: TrainableNetwork,
+    *,
+    received: Mapping[str, str],
+    strict: bool,
 ) -> list[str]:
     """Return what is to be said about freezing, knowing where the weights come from.
 

@@ -2,7 +2,7 @@
 
 from dmx.config.sections import Experiment
 from dmx.geometry import triple
-from dmx.model.network import Network
+from dmx.model.network import TrainableNetwork
 from dmx.preprocess.contract import Contract
 from dmx.transfer.freeze import FreezePlan
 from dmx.workflows.assemble import Checked
@@ -20,7 +20,7 @@ def training_params(checked: Checked) -> dict[str, object]:
     }
 
 
-def optimization_params(experiment: Experiment, network: Network, freeze: FreezePlan) -> dict[str, object]:
+def optimization_params(experiment: Experiment, network: TrainableNetwork, freeze: FreezePlan) -> dict[str, object]:
     """Return the params that say how long, with what and on which parameters a network trains."""
     training = experiment.training
     return {
@@ -37,7 +37,7 @@ def optimization_params(experiment: Experiment, network: Network, freeze: Freeze
     }
 
 
-def network_params(experiment: Experiment, contract: Contract, network: Network) -> dict[str, object]:
+def network_params(experiment: Experiment, contract: Contract, network: TrainableNetwork) -> dict[str, object]:
     """Return the params that describe a network, however it came about."""
     model, multiscale = experiment.model, experiment.model.name == "multiscale"
     return {
@@ -54,7 +54,7 @@ def network_params(experiment: Experiment, contract: Contract, network: Network)
     }
 
 
-def _count(network: Network) -> int:
+def _count(network: TrainableNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
