@@ -11,12 +11,14 @@ IGNORED: Final = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments of one forward pass, on the device that trains.
+    """Segments or images of one forward pass, on the device that trains.
 
     Attributes:
-        inputs: One float32 tensor ``[N, C, I, J, K]`` per patch of the plan, in its order.
-        target: Labels of the output blocks, int64 ``[N, I, J, K]``; :data:`IGNORED` (-1) outside of the volume.
-        cases: Name of the case of each segment.
+        inputs: One float32 tensor ``[N, C, I, J, K]`` per patch of the plan, in its order; of images a single one,
+            ``[N, 3, H, W]``.
+        target: Labels of the output blocks, int64 ``[N, I, J, K]``; :data:`IGNORED` (-1) outside of the volume. Of
+            images the class, int64 ``[N]`` (-1 where it is unknown), or numbers, float32 ``[N, targets]``.
+        cases: Name of the case of each segment, or of each image.
     """
 
     inputs: tuple[Tensor, ...]
