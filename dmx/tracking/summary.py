@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from dmx.tracking.store import RunInfo
 
+BATCHES = "dmx.batches"
+"""Tag of a run whose batches were given in Python: it does not know its data, nor how its network is built."""
+
 _SCORES = ("val_volume/dice", "val/dice", "val/loss", "train/mean_loss")
 
 
@@ -21,9 +24,13 @@ def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], nam
     rows += [(f"`{key}`", f"{metrics[key]:.4f}") for key in _SCORES if key in metrics]
     rows += [(f"checkpoint `{name}`", f"`{names[name]}`") for name in ("best", "last") if name in names]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    commands = (
+    commands = f"- load: `dmx.load_model('{run.id[:8]}', into=model)`" if BATCHES in run.tags else _commands(run)
+    return f"{description}\n\n| | |\n|---|---|\n{table}\n\n{commands}\n".lstrip()
+
+
+def _commands(run: RunInfo) -> str:
+    return (
         f"- go on: `dmx resume {run.id[:8]}`\n"
         f"- predict: `dmx predict --from-run {run.id[:8]} COHORT_OR_FILES -o DIR`\n"
         f"- score: `dmx evaluate --from-run {run.id[:8]} COHORT`"
     )
-    return f"{description}\n\n| | |\n|---|---|\n{table}\n\n{commands}\n".lstrip()

@@ -272,6 +272,11 @@ class Optimizer:
         Raises:
             CheckpointError: It belongs to another optimizer or to other parameters.
         """
+        if "ready" in state:
+            raise CheckpointError(
+                f"This training was made in Python with torch's {state['ready']}, which only dmx.train can go on with, "
+                "as a new training."
+            )
         if set(state["state"]) != set(self.state):
             raise CheckpointError(
                 f"The optimizer's state must hold {', '.join(self.state)} ('{self.section.name}'), got "

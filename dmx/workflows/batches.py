@@ -15,6 +15,7 @@ from dmx.tracking.environment import environment, git_state
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import NewRun, start_run
 from dmx.tracking.store import RunInfo
+from dmx.tracking.summary import BATCHES
 from dmx.training.device import place, resolve_device
 from dmx.training.loop import fit
 from dmx.training.losses import Loss
@@ -32,9 +33,6 @@ from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start
 from dmx.workflows.train import end_run, fit_in_run
-
-MADE_WITH = "dmx.batches"
-"""Tag of a run whose batches came from Python; such a run does not know its data."""
 
 _SECTIONS = ("training", "freeze", "optimizer", "schedule", "losses", "regularization", "checkpoints", "tracking")
 
@@ -261,7 +259,7 @@ def _new_run(request: BatchRequest, ready: Prepared) -> NewRun:
             "optimizer_state": start.reason,
             **request.handed.params(),
         },
-        tags={"dmx.task": ready.task, "dmx.optimizer_state": start.reason, MADE_WITH: "given in Python"},
+        tags={"dmx.task": ready.task, "dmx.optimizer_state": start.reason, BATCHES: "given in Python"},
         note=experiment.description,
     )
 

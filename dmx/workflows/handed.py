@@ -1,7 +1,7 @@
 """Networks that were handed over in Python, trained as they are."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
 from dmx.transfer.freeze import FreezePlan
-from dmx.transfer.freeze_parts import network_parts
+from dmx.transfer.freeze_parts import network_parts, outermost
 
 WRAPPER = "network."
 """What stands before the names of a module that dmx has wrapped."""
@@ -72,12 +72,12 @@ class Handed:
         return {} if self.optimizer is None else {"optimizer": f"{type(self.optimizer).__name__} of torch"}
 
     def untouched(self) -> tuple[str, ...]:
-        """Return the parameters that the optimizer does not have, as the network that trains names them."""
+        """Return what the optimizer does not have, as the network that trains names it: modules, or parameters."""
         if self.optimizer is None:
             return ()
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        before = self.prefix
-        return tuple(before + name for name, value in self.model.named_parameters() if id(value) not in held)
+        names = [name for name, value in self.model.named_parameters() if id(value) not in held]
+        return tuple(self.prefix + name for name in _compact(names, network_parts(self.model).modules))
 
     @property
     def prefix(self) -> str:
@@ -111,17 +111,26 @@ def freeze_section(handed: Handed, section: FreezeSection, plan: FreezePlan) -> 
 
 def _by_names(handed: Handed, plan: FreezePlan, section: FreezeSection) -> FreezeSection:
     """Return a section that names each parameter, behind the wrapper's prefix: a pattern might fit the wrapper too."""
-    parts = network_parts(handed.model, head=handed.head)
+    modules = network_parts(handed.model, head=handed.head).modules
     until: Mapping[str, float] = {
         **plan.parameters,
-        **{name: epoch for name, epoch in plan.modules.items() if not parts.modules[name]},
+        **{name: epoch for name, epoch in plan.modules.items() if not modules[name]},
     }
-    released = {
-        epoch: {"layers": tuple(handed.prefix + name for name, first in until.items() if first == epoch)}
-        for epoch in plan.epochs
-    }
+
+    def names(first: float | None) -> tuple[str, ...]:
+        chosen = [name for name, epoch in until.items() if first in (None, epoch)]
+        return tuple(handed.prefix + name for name in _compact(chosen, modules))
+
     return FreezeSection(
-        layers=tuple(handed.prefix + name for name in until),
+        layers=names(None),
         norm_statistics=section.norm_statistics,
-        unfreeze=released,
+        unfreeze={epoch: {"layers": names(epoch)} for epoch in plan.epochs},
     )
+
+
+def _compact(names: Collection[str], modules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return modules instead of their parameters where all of them are named."""
+    known = set(names)
+    whole = outermost([module for module, inner in modules.items() if inner and known.issuperset(inner)])
+    inside = tuple(f"{module}." for module in whole)
+    return (*whole, *(name for name in names if not name.startswith(inside)))

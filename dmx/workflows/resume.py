@@ -17,6 +17,7 @@ from dmx.tracking.process import require_free
 from dmx.tracking.reap import sync
 from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run, run_folder
 from dmx.tracking.store import RunInfo, RunReader, RunStore
+from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.workflows.assemble import Checked, assemble, check_training
 from dmx.workflows.identity import identity, read_identity
@@ -148,11 +149,16 @@ def _require_unfinished(info: RunInfo, extension: Extension | None) -> None:
     """Require a run that trains, or a transfer that was ended before its network was saved.
 
     Raises:
-        RunError: It is no training, or holds an untrained network, complete.
+        RunError: It is no training, holds an untrained network, complete, or does not know its data.
     """
     place = f"'{info.experiment}/{info.name}'"
     if info.kind not in _KINDS:
         raise RunError(f"Run {place} is no training ({info.kind or 'of another program'}).")
+    if BATCHES in info.tags:
+        raise RunError(
+            f"Run {place} was trained on batches that were given in Python and that it does not keep. Load its network "
+            "with dmx.load_model and train it further with dmx.train, as a new run."
+        )
     if _untrained(info) and (checkpoint_names(info.tags) or extension is not None):
         raise RunError(
             f"Run {place} holds a network that was transferred and not trained. Train it with "
