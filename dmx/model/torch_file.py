@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def load_torch_file(path: Path) -> Any:
     """
     allowed: list[Any] = [(_NumberType, "numpy.dtype"), *((_number, name) for name in _SCALARS)]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            # About the pickle protocol, of which a user knows nothing.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(

@@ -24,6 +24,11 @@ def received(plan: TransferPlan) -> dict[str, str]:
     return {tensor.name: tensor.action for tensor in plan.tensors if tensor.learned and tensor.action != "initialized"}
 
 
+def found_sentences(sources: Sequence[OpenSource]) -> list[str]:
+    """Return what is to be said about how the networks were found in their files."""
+    return [told for source in sources if source.opened is not None for told in source.opened.sentences()]
+
+
 def transfer_start(
     checked: Checked,
     plan: TransferPlan,
@@ -59,14 +64,14 @@ def transfer_start(
         if source.file is not None and source.opened is not None:
             # Where there is a run too, the hash is that of its checkpoint.
             lineage = file_source_tags(source.file, source.opened.sha256) | lineage
-    found = [told for source in files if source.opened is not None for told in source.opened.sentences()]
+    origins = [_origin(source) for source in sources]
     main = max((s for s in sources if s.trained is not None), key=lambda s: shares.get(s.name, 0.0), default=None)
     trained = None if main is None else main.trained
     return Start(
         kind="transfer",
         words=experiment.description or experiment.name,
         reason="initialized: transferred network",
-        sentences=[*found, *notes, *plan.summary()],
+        sentences=[*origins, *found_sentences(sources), *notes, *plan.summary()],
         tags={**lineage, **tags},
         params={
             **({} if trained is None else source_params(trained)),
@@ -80,9 +85,21 @@ def transfer_start(
         texts={
             PLAN: json.dumps(plan.as_dict(), indent=1),
             "transfer/mapping.csv": _csv(plan.rows()),
-            "transfer/mapping.html": mapping_html(plan),
+            "transfer/mapping.html": mapping_html(plan, origins=origins),
         },
         received=received(plan),
+    )
+
+
+def _origin(source: OpenSource) -> str:
+    """Say where a source's weights come from."""
+    trained = source.trained
+    if trained is None:
+        name = "" if source.file is None else source.file.name
+        return f"Weights of '{source.name}': file {name}."
+    return (
+        f"Weights of '{source.name}': run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]}), checkpoint "
+        f"'{trained.checkpoint_name}' after {trained.manifest['epoch']} epochs and {trained.manifest['global_step']} steps."
     )
 
 

@@ -66,7 +66,7 @@ def file_source(name: str, file: Path, *, sha256: str | None) -> OpenSource:
     Raises:
         CheckpointError: The file is missing, damaged, or another one.
     """
-    opened = open_weights_file(file, name=name)
+    opened = open_weights_file(file, name=name, for_scans=True)
     if sha256 not in (None, opened.sha256):
         raise CheckpointError(
             f"The settings want the file '{file}' with the SHA-256 {sha256}, got {opened.sha256}: its content was "

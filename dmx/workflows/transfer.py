@@ -31,7 +31,7 @@ from dmx.workflows.inputs import log_inputs
 from dmx.workflows.options import transfer_options
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
-from dmx.workflows.received import PLAN, origin_params, received, transfer_start
+from dmx.workflows.received import PLAN, found_sentences, origin_params, received, transfer_start
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, open_source, pinned, settings_with
@@ -99,6 +99,8 @@ def prepare_transfer(
     section = _section(raw)
     store = open_store(_uri(raw), session.root)
     sources = [open_source(store, name, section, path=path, root=session.root) for name in section.sources]
+    for sentence in () if trains else found_sentences(sources):
+        session.report.say(sentence)
     checked = _checked(
         settings_with(raw, sources, path=path), session, inherited="compatibility" not in raw, trains=trains
     )

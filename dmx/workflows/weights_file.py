@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dmx.cohort.digest import file_sha256
 from dmx.errors import CheckpointError
+from dmx.model.nnunet_checkpoint import as_nnunet_checkpoint
+from dmx.model.torch_file import load_torch_file
 from dmx.training.checkpoint import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch, TensorInfo
@@ -29,20 +30,35 @@ class FileSource:
         reader: Gives a tensor by name.
         sha256: Hash of the file.
         wrapper: Keys inside of which the state dict was found, joined by dots; empty: none.
+        turned: Whether kernels were turned from nnU-Net's order of axes.
     """
 
     sketch: NetworkSketch
     reader: TensorReader
     sha256: str
     wrapper: str = ""
+    turned: bool = False
+
+    def sentences(self) -> list[str]:
+        """Return what is to be said about how the network was found."""
+        name = self.sketch.name
+        told = [f"The state dict of '{name}' was found inside of '{self.wrapper}'."] if self.wrapper else []
+        if self.turned:
+            told.append(
+                f"'{name}' is a checkpoint of nnU-Net: its kernels were turned from (z, y, x), as its plans say, to "
+                "(i, j, k). nnU-Net mostly leaves scans in the axes of their files: preprocess.orientation native."
+            )
+        return told
 
 
-def open_weights_file(path: Path, *, name: str) -> FileSource:
+def open_weights_file(path: Path, *, name: str, for_scans: bool = False) -> FileSource:
     """Open a file of weights.
 
     Args:
         path: ``.safetensors``, or a file of ``torch.save``.
         name: What plan and messages call it.
+        for_scans: Turn the kernels of a checkpoint of nnU-Net, which reads (z, y, x), for a network of dmx, which reads
+            scans as (i, j, k).
 
     Raises:
         CheckpointError: There is no such file, or it holds anything but tensors and plain values.
@@ -52,8 +68,19 @@ def open_weights_file(path: Path, *, name: str) -> FileSource:
     sha256 = file_sha256(path)
     if path.suffix == ".safetensors":
         return FileSource(sketch=sketch_tensors(read_header(path), name=name), reader=WeightsFile(path), sha256=sha256)
-    state, wrapper = _state_dict(_load(path), path)
-    return FileSource(sketch=sketch_state(state, name=name), reader=state, sha256=sha256, wrapper=wrapper)
+    content = load_torch_file(path)
+    checkpoint = as_nnunet_checkpoint(content) if for_scans else None
+    if checkpoint is not None:
+        state, wrapper = checkpoint.turned(), f"network_weights.{checkpoint.prefix}".strip(".")
+    else:
+        state, wrapper = _state_dict(content, path)
+    return FileSource(
+        sketch=sketch_state(state, name=name),
+        reader=state,
+        sha256=sha256,
+        wrapper=wrapper,
+        turned=checkpoint is not None,
+    )
 
 
 def sketch_state(
@@ -72,16 +99,6 @@ def sketch_state(
         for key, t in state.items()
     ]
     return sketch_tensors(infos, name=name, channels=channels, classes=classes)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"'{path}' cannot be opened without executing code, or is no torch file. Save its state dict alone "
-            f"(torch.save(model.state_dict(), …) or safetensors). torch says: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:

@@ -14,12 +14,15 @@ from dmx.cohort.case import Case, Cohort
 from dmx.cohort.grid import NiftiGrid
 from dmx.cohort.manifest import write_manifest
 from dmx.cohort.volume import read_volume, write_volume
+from dmx.config.load import as_dict
 from dmx.errors import CheckpointError, ConfigError, DmxError
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.finetune import FinetuneRequest, finetune
 from dmx.workflows.import_nnunet import NnUNetImportRequest, import_nnunet_model
 from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.transfer import transfer
+from dmx.workflows.weights_file import open_weights_file
 from tests.model import nnunet_folder
 from tests.workflows.conftest import Teller, session
 
@@ -302,3 +305,44 @@ def test_it_is_fine_tuned(project: Path, cohort: Path) -> None:
     assert "network.decoder.seg_layers.1.weight" in moved
     assert "network.encoder.stages.0.0.convs.0.conv.weight" in moved
     assert not resting & set(moved)
+
+
+@pytest.mark.parametrize("origin", ["run", "file"])
+def test_it_gives_its_weights_to_a_network_with_other_classes(project: Path, cohort: Path, origin: str) -> None:
+    nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
+    trained = imported(project)
+    file = project / TRAINED / "fold_0" / "checkpoint_final.pth"
+    known = as_dict(trained.experiment)
+    raw = {
+        "name": "target",
+        "cohort": {"manifest": str(cohort), "classes": ["background", "any"], "labels": {2: 1}},
+        "sampling": {"segment": [16, 12, 8]},
+        "model": known["model"],
+        "transfer": {"sources": {"old": {"run": f"{NAME}/one"} if origin == "run" else {"file": str(file)}}},
+    }
+    teller = Teller()
+    done = transfer(raw, session(project, teller), path=project / "x.yaml")
+    store = open_store(root=project)
+    ours = open_trained(store, done.run.id, checkpoint="initial", root=project).network.state_dict()
+    theirs = trained.network.state_dict()
+    heads = {name for name in ours if ".seg_layers." in name}
+    assert len(heads) == 4
+    for name, tensor in ours.items():
+        assert name in heads or torch.equal(tensor, theirs[name]), name
+    assert {entry.name for entry in done.plan.tensors if entry.action == "initialized"} == heads
+    if origin == "file":
+        said = " ".join(teller.sentences)
+        assert "The state dict of 'old' was found inside of 'network_weights'." in said
+        assert "kernels were turned from (z, y, x)" in said
+
+
+def test_a_file_for_another_module_keeps_its_axes_and_all_of_its_names(project: Path) -> None:
+    module = nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
+    file = project / TRAINED / "fold_0" / "checkpoint_final.pth"
+    plain, turned = (open_weights_file(file, name="old", for_scans=flag) for flag in (False, True))
+    assert {tensor.name for tensor in plain.sketch.tensors} == set(module.state_dict())
+    assert {tensor.name for tensor in turned.sketch.tensors} == {name for name, _ in module.named_parameters()}
+    kernel = "encoder.stages.0.0.convs.0.conv.weight"
+    assert torch.equal(plain.reader[kernel], module.state_dict()[kernel])
+    assert torch.equal(turned.reader[kernel], module.state_dict()[kernel].permute(0, 1, 4, 3, 2))
+    assert plain.sentences() == ["The state dict of 'old' was found inside of 'network_weights'."]
