@@ -121,12 +121,13 @@ def _with_counts(rows: Sequence[Mapping[str, Score]], name: str) -> str:
     return "\n".join([name, *(f"{counts[key]} {word}" for key, word in words.items() if counts[key])])
 
 
-def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str]) -> "Figure":
-    """Show which class the voxels of each true class were given: shares of the row, and voxels below them.
+def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], *, unit: str = "voxels") -> "Figure":
+    """Show which class the voxels or cases of each true class were given: shares of the row, and counts below them.
 
     Args:
-        counts: Voxels, true classes in rows, predicted ones in columns.
-        classes: Class names, background first.
+        counts: Counts, true classes in rows, predicted ones in columns.
+        classes: Class names; in segmentation the background is the first.
+        unit: What is counted.
     """
     total = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
@@ -135,7 +136,7 @@ def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str]) -
     panel = figure.subplots()
     image = panel.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(share):
-        text = f"{100 * value:.1f} %\n{_short(int(counts[row, column]))}" if total[row, 0] else "no voxels"
+        text = f"{100 * value:.1f} %\n{_short(int(counts[row, column]))}" if total[row, 0] else f"no {unit}"
         color = "white" if value > 0.55 else "black"
         panel.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
     panel.set_xticks(range(len(classes)), classes, rotation=30 if max(map(len, classes)) > 9 else 0)

@@ -5,6 +5,7 @@ import pytest
 
 from dmx.errors import ConfigError
 from dmx.evaluation.classification import roc_auc, score_classes, score_targets
+from dmx.evaluation.figures import confusion_figure
 from dmx.evaluation.metrics import confusion_counts
 
 GENERATOR = np.random.default_rng(4)
@@ -93,3 +94,9 @@ def test_targets_that_do_not_fit_are_one_sentence() -> None:
         score_targets(np.ones((3, 2)), np.ones(3), targets=["a", "b"])
     with pytest.raises(ConfigError, match="predictions of case 1"):
         score_targets(np.ones(3), np.array([np.inf, 1, 1]), targets=["a"])
+
+
+def test_the_confusion_of_cases_speaks_of_cases() -> None:
+    counts = confusion_counts(np.array([0, 0]), np.array([0, 1]), num_classes=2)
+    panel = confusion_figure(counts, ["a", "b"], unit="cases").axes[0]
+    assert [text.get_text() for text in panel.texts] == ["50.0 %\n1", "50.0 %\n1", "no cases", "no cases"]
