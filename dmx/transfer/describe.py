@@ -94,6 +94,7 @@ class NetworkSketch:
         settings: What the whole network decides: upsampling, subsampling, the factor of each pathway.
         prefix: What a tool put before all names of the tensors, and layers are named without.
         aliases: Short name → layer or module, for those that it may also be asked for by.
+        ordered: Whether the order of the layers is the network's; otherwise depths mean nothing.
     """
 
     name: str
@@ -104,6 +105,7 @@ class NetworkSketch:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     prefix: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    ordered: bool = True
 
     @property
     def tensors(self) -> tuple[TensorSketch, ...]:

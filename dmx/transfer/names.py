@@ -9,6 +9,7 @@ from dmx.transfer.aliases import known_as
 from dmx.transfer.describe import LayerSketch, NetworkSketch, TensorSketch
 from dmx.transfer.globs import check_rule, rename, rename_layer, rule_network, rule_text
 from dmx.transfer.options import MapRule, TransferOptions
+from dmx.transfer.order import ordered_like
 
 # Prefixes that tools put before all names of a network.
 _WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model.", "net.", "network.")
@@ -47,7 +48,10 @@ def pair_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options:
     equal: dict[str, NamedTensor] = {}
     if len(sources) == 1:
         equal, notes = _equal(sources[0], target)
-        equal = _selected(equal, sources[0], target, options)
+        source = ordered_like(sources[0], target, {name: found.layer.name for name, found in equal.items()})
+        if source is not sources[0]:
+            equal, _ = _equal(source, target)
+        equal = _selected(equal, source, target, options)
     elif not ruled:
         raise TransferError(
             f"Rules must say what comes from which of {len(sources)} sources, got none. "
@@ -101,6 +105,11 @@ def _chosen(source: NetworkSketch, wanted: Sequence[int | str], aliases: Mapping
     layers = [layer for layer in source.layers if layer.depth]
     chosen: list[LayerSketch] = []
     for one in wanted:
+        if isinstance(one, int) and not source.ordered:
+            raise TransferError(
+                f"--layers {one}: the file of {source.name} does not keep the order of its layers, so depths mean "
+                f"nothing. Name the layers instead; it has: {', '.join(layer.name for layer in layers)}."
+            )
         found = [layer for layer in layers if _is_meant(layer, one, aliases)]
         if not found:
             near = suggest(str(one), [name for layer in layers for name in known_as(layer.name, aliases)])

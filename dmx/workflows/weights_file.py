@@ -16,6 +16,7 @@ from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch, TensorInfo
 from dmx.transfer.header import read_header
 from dmx.transfer.layout import is_buffer, sketch_tensors
+from dmx.transfer.order import without_order
 
 WRAPPERS = ("state_dict", "model_state_dict", "network_weights", "net", "model", "module")
 """Keys under which tools put the state dict."""
@@ -67,7 +68,8 @@ def open_weights_file(path: Path, *, name: str, for_scans: bool = False) -> File
         raise CheckpointError(f"The weights '{path}' do not exist.")
     sha256 = file_sha256(path)
     if path.suffix == ".safetensors":
-        return FileSource(sketch=sketch_tensors(read_header(path), name=name), reader=WeightsFile(path), sha256=sha256)
+        sketch = without_order(sketch_tensors(read_header(path), name=name))
+        return FileSource(sketch=sketch, reader=WeightsFile(path), sha256=sha256)
     content = load_torch_file(path)
     checkpoint = as_nnunet_checkpoint(content) if for_scans else None
     if checkpoint is not None:
