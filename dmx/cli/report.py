@@ -1,8 +1,11 @@
 """What a person sees of the work around a training: sentences, and bars for what takes time."""
 
+import os
 import signal
+import stat
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -56,7 +59,7 @@ class TerminalReport:
 
 
 class StopSignal:
-    """Whether Ctrl-C or SIGTERM asked the training to end after the step.
+    """Whether Ctrl-C, SIGTERM or the end of the terminal asked the training to end after the step.
 
     Attributes:
         number: The signal; 0 without one.
@@ -77,23 +80,41 @@ class StopSignal:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[StopSignal]:
-    """Let the first Ctrl-C or SIGTERM finish the step and save; a second one ends at once."""
+    """Let the first Ctrl-C or SIGTERM finish the step and save; a second one ends at once.
+
+    A terminal that is closed counts as the first; nohup, which ignores that, is left alone.
+    """
     stop = StopSignal()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.number:
+        if number == signal.SIGHUP:
+            _say_nothing_more()
+        elif stop.number:
             raise KeyboardInterrupt
-        stop.number = number
+        stop.number = stop.number or number
         err.print("Finishing the step, then saving. Once more ends at once.")
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
-        number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP
     }
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_nothing_more() -> None:
+    """Let what is printed go nowhere where the terminal is gone, for writing to it would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            # A terminal that is gone is still a device, but no longer says that it is a terminal.
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def print_result(sentence: str) -> None:

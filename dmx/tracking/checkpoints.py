@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmx.errors import RunError
-from dmx.tracking.folder import RunFolder
+from dmx.tracking.folder import RunFolder, remove_folder
 from dmx.tracking.store import CheckpointModel, RunInfo, RunReader
 
 _TAG = "dmx.checkpoint."
@@ -105,8 +105,9 @@ class Checkpoints:
             del self.names[name]
         self._write({"do": "tags", "values": tags})
         for old in self._unnamed(keep_last):
-            shutil.rmtree(self._folder.files / old, ignore_errors=True)
+            # Told first: a process that is killed in between would never tell.
             self._write({"do": "delete", "path": old})
+            remove_folder(self._folder.files / old)
 
     def _recent(self, keep_last: int) -> list[str]:
         return self._present()[-keep_last:]
@@ -125,6 +126,23 @@ class Checkpoints:
     def _unnamed(self, keep_last: int) -> list[str]:
         kept = {*self._recent(keep_last), *self.names.values()}
         return [path for path in self._present() if path not in kept]
+
+
+def set_aside(folder: Path) -> None:
+    """Give a damaged checkpoint a name under which nobody looks for one.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    number = 1
+    while (target := folder.with_name(f"damaged_{number}_{folder.name}")).exists():
+        number += 1
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise RunError(
+            f"The damaged checkpoint '{folder}' cannot be renamed: {error.strerror}. Make its folder writable."
+        ) from error
 
 
 def _age(path: str) -> tuple[int, str]:

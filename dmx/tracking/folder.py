@@ -2,10 +2,48 @@
 
 import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from dmx.errors import RunError
+
+_DRAFT = ".partial"
+# What MLflow writes an artifact to before it gets its name.
+_UPLOADING = ".artifact.uploading."
+# Pictures on their way to the store.
+OUTGOING = "outgoing"
+
+
+@contextmanager
+def drafted(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a hidden place to write to, which takes the place of ``path`` when the block ends well.
+
+    Args:
+        path: Where the file goes.
+        folder: Where it is written; ``None``: beside its place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = (folder or path.parent) / f".{path.name}{_DRAFT}"
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is never seen with a part of its content, whenever the process is killed."""
+    doomed = folder.with_name(f".{folder.name}{_DRAFT}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 class RunFolder:
@@ -33,9 +71,8 @@ class RunFolder:
 
     @delivered.setter
     def delivered(self, offset: int) -> None:
-        draft = self.path / "delivered.new"
-        draft.write_text(str(offset), encoding="ascii")
-        draft.replace(self.path / "delivered")
+        with drafted(self.path / "delivered") as draft:
+            draft.write_text(str(offset), encoding="ascii")
 
     @property
     def undelivered(self) -> int:
@@ -62,6 +99,15 @@ class RunFolder:
         file.write(str(os.getpid()))
         file.flush()
         self._lock = file
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written; call it with the lock held."""
+        for top in (self.path, self.files):
+            for name in list(top.rglob(".*")):
+                if name.name.startswith(_UPLOADING) or name.name.endswith(_DRAFT):
+                    shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
+        for folder in (self.path / "images" / OUTGOING, self.files / "incoming"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def unlock(self) -> None:
         """Let other processes work on the run."""

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dmx.tracking.folder import drafted
+
 
 class History:
     """A CSV file whose first column is the global step; no step has two rows.
@@ -48,11 +50,11 @@ class History:
     def _widen(self, new: list[str]) -> None:
         rows = self.rows()
         self.columns += new
-        draft = self.path.with_suffix(".new")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        # Not in its own folder, which may be on its way to the store.
+        beside = self.path.parent.parent
+        with drafted(self.path, folder=beside) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             file.write(_line(self.columns))
             file.writelines(_line([row.get(column, "") for column in self.columns]) for row in rows)
-        draft.replace(self.path)
 
 
 def as_numbers(rows: Iterable[Mapping[str, str]]) -> list[dict[str, float | None]]:
@@ -63,8 +65,7 @@ def as_numbers(rows: Iterable[Mapping[str, str]]) -> list[dict[str, float | None
 def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     """Write rows as CSV, with all columns that any of them has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with drafted(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         file.write(_line(columns))
         file.writelines(_line([row.get(column, "") for column in columns]) for row in rows)
 

@@ -7,13 +7,16 @@ unfinished run of the same process would capture.
 import json
 import logging
 import os
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmx.errors import RunError
 from dmx.tracking.embedded import database_path, opening
+from dmx.tracking.folder import OUTGOING
 from dmx.tracking.location import artifact_location, check_route, is_server, project_root, resolve_uri
 from dmx.tracking.mlflow_reader import MlflowReader
 from dmx.tracking.sentences import one_sentence
@@ -37,6 +40,8 @@ _METRICS_PER_CALL = 500
 _ENTRIES_PER_CALL = 90
 _UPLOAD_SECONDS = "120"
 _LONGEST_DIGEST = 36
+# What MLflow shows in its grid.
+_SMALL_PICTURE = (256, 256)
 
 
 def open_store(uri: str | None = None, root: Path | None = None) -> RunStore:
@@ -181,7 +186,9 @@ class MlflowStore(MlflowReader):
     def log_checkpoints(self, run_id: str, models: Sequence[CheckpointModel]) -> None:
         """Let a model of the store's catalog stand for each checkpoint, with the validation metrics of its step."""
         run = self._client.get_run(run_id)
-        new = [model for model in models if not self._models(run, model.path)]
+        # The run names a model last: one that it does not name is not complete.
+        named = {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
+        new = [model for model in models if not named.intersection(self._models(run, model.path))]
         keys = [key for key in run.data.metrics if key.startswith(("val/", "val_volume/"))] if new else []
         histories = {key: self.metric_history(run_id, key) for key in keys}
         for model in new:
@@ -193,18 +200,22 @@ class MlflowStore(MlflowReader):
 
         tags = {"dmx.checkpoint": model.path, "dmx.names": ", ".join(model.names), "mlflow.model.isExternal": "true"}
         info = run.info
-        created = self._client.create_logged_model(
-            info.experiment_id, name=Path(model.path).name, source_run_id=info.run_id, tags=tags, model_type="dmx"
-        )
-        self._client.finalize_logged_model(created.model_id, "READY")
-        self._client.log_outputs(info.run_id, [LoggedModelOutput(created.model_id, model.step)])
+        begun = self._models(run, model.path)
+        if not begun:
+            created = self._client.create_logged_model(
+                info.experiment_id, name=Path(model.path).name, source_run_id=info.run_id, tags=tags, model_type="dmx"
+            )
+            begun = [created.model_id]
+        model_id = begun[0]
+        self._client.finalize_logged_model(model_id, "READY")
         # With the timestamps of the points that the run has, or the run would hold them twice.
         metrics = [
-            Metric(point.key, point.value, point.timestamp, point.step, model_id=created.model_id, run_id=info.run_id)
+            Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id, run_id=info.run_id)
             for point in points
         ]
         if metrics:
             self._client.log_batch(info.run_id, metrics=metrics)
+        self._client.log_outputs(info.run_id, [LoggedModelOutput(model_id, model.step)])
 
     def _models(self, run: "Run", path: str) -> list[str]:
         """Return the models of the catalog that stand for a checkpoint of the run."""
@@ -226,9 +237,22 @@ class MlflowStore(MlflowReader):
         """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
         from mlflow import Image
 
-        start = f"images/{key.replace('/', '~')}+step+{point[0]}+"
-        if not any(path.startswith(start) for path in self.list_artifacts(run_id, "images")):
-            self._client.log_image(run_id, Image(str(picture)), key=key, step=point[0], timestamp=point[1])
+        start = f"{key.replace('/', '~')}+step+{point[0]}+"
+        present = [Path(path).name for path in self.list_artifacts(run_id, "images")]
+        # The small form is written last.
+        if not any(name.startswith(start) and name.endswith(".webp") for name in present):
+            # MLflow's own call gives another name each time: what was cut off would stay beside the repetition.
+            name = f"{start}timestamp+{point[1]}+{uuid.uuid5(uuid.NAMESPACE_OID, f'{key} {point}')}"
+            outgoing = picture.parent / OUTGOING
+            outgoing.mkdir(exist_ok=True)
+            shutil.copyfile(picture, outgoing / f"{name}.png")
+            small = Image(str(picture)).to_pil()
+            small.thumbnail(_SMALL_PICTURE)
+            small.save(outgoing / f"{name}+compressed.webp")
+            for suffix in (".png", "+compressed.webp"):
+                self.upload(run_id, outgoing / f"{name}{suffix}", "images")
+            shutil.rmtree(outgoing)
+        self._client.set_tag(run_id, "mlflow.loggedImages", "True")
 
     @one_sentence
     def delete_artifacts(self, run_id: str, path: str) -> None:
@@ -237,7 +261,9 @@ class MlflowStore(MlflowReader):
 
         if any(item == path for item in self.list_artifacts(run_id, str(Path(path).parent))):
             repository: Any = get_artifact_repository(self._artifacts(run_id), tracking_uri=self._uri)
-            repository.delete_artifacts(path)
+            # In a folder of this machine the training itself deletes at the same time.
+            with suppress(FileNotFoundError):
+                repository.delete_artifacts(path)
         for model_id in self._models(self._client.get_run(run_id), path):
             self._client.delete_logged_model(model_id)
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmx.tracking.folder import drafted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -11,5 +13,5 @@ _DPI = 110
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, its folder included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI, bbox_inches="tight")
+    with drafted(path) as draft:
+        figure.savefig(draft, format="png", dpi=_DPI, bbox_inches="tight")

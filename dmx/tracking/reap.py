@@ -59,6 +59,7 @@ def _close(store: RunStore, run: RunInfo, reason: str, *, root: Path | None, not
         # A process began to work on it since it was listed.
         return False
     try:
+        folder.sweep()
         deliver(Target(store, run.id, folder), notify)
         current = store.get_run(run.id)
         if current.status == "RUNNING":

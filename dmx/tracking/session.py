@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from dmx import __version__
 from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
-from dmx.tracking.folder import RunFolder
+from dmx.tracking.folder import RunFolder, drafted
 from dmx.tracking.journal import Journal, last_steps
 from dmx.tracking.location import project_root
 from dmx.tracking.names import check_name, next_name
@@ -112,9 +112,8 @@ class ActiveRun:
     def log_text(self, path: str, text: str) -> None:
         """Make a text an artifact."""
         with self.guarded(path):
-            target = self.files / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(self.hide(text), encoding="utf-8")
+            with drafted(self.files / path) as draft:
+                draft.write_text(self.hide(text), encoding="utf-8")
             self.log_file(path)
 
     def log_figure(self, path: str, figure: "Figure") -> None:
@@ -210,7 +209,7 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
     Raises:
         RunError: The store cannot be reached or refuses the run.
     """
-    name = check_name(new.name) if new.name else next_name(store, new.experiment, new.kind, new.words)
+    name = check_name(new.name) if new.name is not None else next_name(store, new.experiment, new.kind, new.words)
     tags = {
         "dmx.kind": new.kind,
         "dmx.version": __version__,
@@ -243,6 +242,7 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
     folder = run_folder(store, info.id, root)
     folder.lock()
     try:
+        folder.sweep()
         deliver(Target(store, info.id, folder), notify)
         count = int(info.tags.get("dmx.resumed", "0")) + 1
         store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **process_tags()})

@@ -19,18 +19,28 @@ from dmx.training.schedules import preview
 from dmx.workflows.assemble import Checked
 from dmx.workflows.identity import IDENTITY, identity
 
+_RATES = "figures/learning_rate.png"
+
 
 def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
     """Keep settings, cohort, machine, code, and the learning rate that is planned."""
+    run.log_text("config.yaml", portable(checked.experiment, root))
+    complete_inputs(run, checked, root)
+
+
+def complete_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
+    """Keep what belongs to the inputs beside the settings, unless all of it was kept before the process was killed."""
+    # It is kept last.
+    if (run.files / _RATES).is_file():
+        return
     experiment = checked.experiment
-    run.log_text("config.yaml", portable(experiment, root))
     run.log_text("environment.json", json.dumps(environment(), indent=2))
     git = git_state(root)
     run.set_tags(git.tags())
     if git.diff and experiment.tracking.git_diff:
         run.log_text("git.diff", git.diff)
     _log_cohort(run, checked, root)
-    run.log_figure("figures/learning_rate.png", lr_figure(planned_rates(experiment)))
+    run.log_figure(_RATES, lr_figure(planned_rates(experiment)))
 
 
 def planned_rates(experiment: Experiment) -> list[dict[str, float]]:

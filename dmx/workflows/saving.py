@@ -63,6 +63,7 @@ def saver(
             "step": position.step,
             "global_step": position.global_step,
             "metrics": dict(due.metrics),
+            "names": list(due.names),
         }
         return write_checkpoint(
             folder,

@@ -144,7 +144,13 @@ def run_experiment(store: RunStore, info: RunInfo) -> Experiment:
     for name in (*(f"config.resume_{count}.yaml" for count in range(resumed, 0, -1)), "config.yaml"):
         if name in available:
             return build_experiment(_read(store, info, name), source=f"{info.name}/{name}", folder=Path.cwd())
-    raise RunError(f"Run '{info.experiment}/{info.name}' has no config.yaml, so it was not made by dmx.")
+    place = f"Run '{info.experiment}/{info.name}'"
+    if "dmx.version" in info.tags:
+        raise RunError(
+            f"{place} was ended before its settings were kept, so there is nothing to go on from. Begin a new run; "
+            "'dmx runs reap' closes this one."
+        )
+    raise RunError(f"{place} has no config.yaml, so it was not made by dmx.")
 
 
 def _read(store: RunStore, info: RunInfo, name: str) -> Any:
