@@ -143,5 +143,5 @@ class SamplingSection:
         positive("memory_gb", self.memory_gb)
         if self.cases_per_epoch is not None:
             at_least("cases_per_epoch", self.cases_per_epoch, 1)
-        if self.proportions is not None and (min(self.proportions) < 0 or sum(self.proportions) <= 0):
+        if self.proportions is not None and (min(self.proportions, default=0) < 0 or sum(self.proportions) <= 0):
             raise ValueError(f"proportions must be at least 0 and not all 0, got {list(self.proportions)}")

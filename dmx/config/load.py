@@ -1,5 +1,6 @@
 """Read, check, override and write experiments. YAML in, frozen dataclasses out, YAML back."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from dmx.config.yaml_loader import parse_yaml, read_yaml
 from dmx.errors import ConfigError, suggest
 
 _MAX_SHOWN = 60
+_LARGEST_NUMBER = 10**18
 
 Section = TypeVar("Section")
 
@@ -75,11 +77,30 @@ def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", fold
         ConfigError: Names every setting that cannot be used.
     """
     raw = _with_absolute_manifest(raw, folder)
+    _require_usable_numbers(raw, source)
     try:
         return _adapter().validate_python(raw)
     except ValidationError as error:
         problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
         raise ConfigError(f"{source}: {problems}") from None
+
+
+def _require_usable_numbers(raw: Mapping[str, Any], source: str) -> None:
+    """Raise ``ConfigError`` for what is no number that any setting could have."""
+    for name, value in flatten(raw):
+        for part in _leaves(value):
+            if isinstance(part, float) and not math.isfinite(part):
+                raise ConfigError(f"{source}: setting '{name}' must be a finite number, got {part}.")
+            if isinstance(part, int) and abs(part) > _LARGEST_NUMBER:
+                raise ConfigError(f"{source}: setting '{name}' must be a number of at most 18 digits.")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -123,7 +144,8 @@ def _sentence(details: Mapping[str, Any]) -> str:
         # Python writes no number of more than 4300 digits.
         got = "a number of thousands of digits"
     got = got if len(got) <= _MAX_SHOWN else got[:_MAX_SHOWN] + "…"
-    return f"setting '{name}': {details['msg'][0].lower() + details['msg'][1:]}, got {got}"
+    where = f"setting '{name}': " if name else ""
+    return f"{where}{details['msg'][0].lower() + details['msg'][1:]}, got {got}"
 
 
 def _is_internal(part: object) -> bool:

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Final, Literal
 
-from dmx.config.check import between
+from dmx.config.check import at_least, between, positive
 from dmx.config.trust import check_name
 
 _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+_LARGEST_FACTOR = 64
 
 Triple = tuple[int, int, int]
 Kernel = int | Triple
@@ -58,6 +60,10 @@ class SubsampledSection:
     low_rank: tuple[int, ...] | None = None
     """Positions with factorized kernels."""
 
+    def __post_init__(self) -> None:
+        for factor in (self.factor,) if isinstance(self.factor, int) else self.factor:
+            between("factor", factor, 1, _LARGEST_FACTOR)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FCSection:
@@ -95,6 +101,12 @@ class NormalizationSection:
     epsilon: float = 1e-5
     """Added to the variance (1.18e-38 in compatibility mode)."""
 
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("groups", self.groups, 1)
+        between("momentum", self.momentum, 0.0, 1.0)
+        at_least("epsilon", self.epsilon, 0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightInitSection:
@@ -108,6 +120,10 @@ class WeightInitSection:
     """`fan_in`: variance times fan-in."""
     std: float = 0.01
     """`normal`: standard deviation."""
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+        at_least("std", self.std, 0.0)
 
 
 def _default(field: "Field[Any]") -> object:

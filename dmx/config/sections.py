@@ -41,6 +41,8 @@ _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Triple = tuple[int, int, int]
 
+_LONGEST_NAME = 120
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSection:
@@ -213,3 +215,8 @@ class Experiment:
     transfer: TransferSection | None = None
     """What the network receives from others before it trains; empty: nothing."""
     tracking: TrackingSection = field(default_factory=TrackingSection)
+
+    def __post_init__(self) -> None:
+        for name, text in (("name", self.name), ("tracking.experiment", self.tracking.experiment)):
+            if text is not None and not (text.strip() and text.isprintable() and len(text) <= _LONGEST_NAME):
+                raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} printable characters, got {text[:60]!r}")

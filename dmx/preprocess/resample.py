@@ -3,6 +3,7 @@
 Interpolation on such grids is linear and separable: one matrix per axis, [target voxels, source voxels].
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dmx.errors import CohortError
 from dmx.geometry import Triple, triple
 
 Spacing = tuple[float, float, float]
@@ -20,6 +22,7 @@ Order = Literal[1, 3]
 
 # Relative difference below which two voxel sizes are the same: headers store float32.
 _SAME = 1e-4
+_MAX_VOXELS = 2**31
 
 
 def same_spacing(spacing: Spacing, target: Spacing) -> bool:
@@ -30,11 +33,20 @@ def same_spacing(spacing: Spacing, target: Spacing) -> bool:
 def resampled_shape(shape: Triple, spacing: Spacing, target: Spacing) -> Triple:
     """Return the voxels of the target size that fill the volume, at least one per axis.
 
+    Raises:
+        CohortError: They are more than any scan has.
+
     >>> resampled_shape((240, 240, 155), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
     (120, 120, 78)
     """
     # Half voxels round up, on every platform and for every parity.
-    return triple([max(1, int(n * s / t + 0.5)) for n, s, t in zip(shape, spacing, target, strict=True)])
+    result = triple([max(1, int(n * s / t + 0.5)) for n, s, t in zip(shape, spacing, target, strict=True)])
+    if math.prod(result) > _MAX_VOXELS:
+        raise CohortError(
+            f"A scan of {shape} voxels of {spacing} mm would have {result} voxels at preprocess.spacing {target}, more "
+            f"than {_MAX_VOXELS}. Use larger voxels."
+        )
+    return result
 
 
 @lru_cache(maxsize=64)
