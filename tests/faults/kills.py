@@ -1,0 +1,345 @@
+"""Commands in processes of their own that are killed, and a comparison of what they leave with what they should."""
+
+import json
+import os
+import random
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dmx.config.load import as_dict
+from dmx.training.checkpoint import read_checkpoint
+from tests.faults.kills_board import POINTS
+from tests.workflows.conftest import make_manifest, settings
+
+TOP = Path(__file__).parents[2]
+_UNTIMED = ("time/", "throughput/", "cpu/")
+_LOCAL = re.compile(r"[0-9a-f]{32}")
+_PICTURE = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: Exit code; below 0: the signal that ended it.
+        seconds: How long it took.
+        cpu_seconds: How long it computed.
+        peak_memory: Its largest resident size in bytes.
+        window: Where its main thread was last.
+        delivering: Whether something was on its way to the store.
+        counts: How often it passed each point.
+        out: What it printed.
+        err: What it said on standard error.
+    """
+
+    code: int
+    seconds: float
+    cpu_seconds: float
+    peak_memory: int
+    window: str
+    delivering: bool
+    counts: Mapping[str, int]
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return " ".join((self.err + self.out).split())
+
+
+class Machine:
+    """Runs commands in children of one process that has imported everything."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.kills_server"],
+            cwd=TOP,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(
+        self,
+        root: Path,
+        *words: str,
+        at: Sequence[tuple[str, int, str]] = (),
+        seconds: float = 0.0,
+        terminal: bool = False,
+        faults: Mapping[str, Any] | None = None,
+    ) -> Ended:
+        """Call the command.
+
+        Args:
+            root: Folder of the project.
+            words: The command's words.
+            at: (point, number of the pass, what happens): ``KILL``, another signal, or ``CALL`` to close the terminal.
+            seconds: Kill it after that time; 0: never.
+            terminal: Whether it has a terminal.
+            faults: Functions of :mod:`tests.faults.kills_faults` with their value.
+        """
+        aside = root.with_name(f"{root.name}-aside")
+        (aside / "tmp").mkdir(parents=True, exist_ok=True)
+        request = {
+            "cwd": str(root),
+            "words": words,
+            "at": list(at),
+            "seconds": seconds,
+            "terminal": terminal,
+            "faults": dict(faults or {}),
+            "output": str(aside),
+            "environment": {"DMX_CACHE_DIR": str(aside / "facts"), "TMPDIR": str(aside / "tmp")},
+        }
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        texts = ("", "") if terminal else ((aside / "out").read_text(), (aside / "err").read_text())
+        return Ended(**answer, out=texts[0], err=texts[1])
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(30)
+
+
+def small_training(root: Path, **sections: Any) -> None:
+    """Write a cohort and an experiment with everything that a state may hold."""
+    if not (root / "cohort.csv").exists():
+        make_manifest(root)
+    values: dict[str, Any] = {
+        "training": {"epochs": 3, "steps_per_epoch": 6, "batch_size": 2, "accumulate": 2, "moving_average": 0.9},
+        "validation": {"segments": 8, "volumes_every_epochs": 2, "overlays": 1},
+        "checkpoints": {"every_steps": 2},
+        "freeze": {"normal": [1], "unfreeze": {1: {"normal": [1]}}},
+        "schedule": {"name": "plateau", "patience": 1},
+        "optimizer": {"name": "adam", "lr": 0.01},
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    experiment = settings(root / "cohort.csv", **values)
+    (root / "balls.yaml").write_text(yaml.safe_dump(as_dict(experiment)))
+
+
+def copied(template: Path, root: Path) -> Path:
+    """Return a copy of a project on which no process works."""
+    shutil.copytree(template, root)
+    for name in ("balls.yaml", "cohort.csv"):
+        path = root / name
+        if path.exists():
+            path.write_text(path.read_text().replace(str(template), str(root)))
+    return root
+
+
+@dataclass(frozen=True)
+class Account:
+    """All that a project holds after a training, without what no two trainings share (durations, times of day)."""
+
+    runs: list[tuple[str, str]]
+    state: dict[str, Any]
+    metrics: dict[str, list[tuple[int, float]]]
+    untimed: dict[str, list[int]]
+    tables: dict[str, str]
+    params: dict[str, str]
+    names: dict[str, str]
+    models: list[tuple[str, str]]
+    inputs: int
+    files: list[str]
+    elsewhere: list[str]
+
+    def differences(self, other: "Account") -> list[str]:
+        """Return what differs, a phrase each."""
+        found = []
+        for name, ours in vars(self).items():
+            theirs = getattr(other, name)
+            if isinstance(ours, dict):
+                keys = [key for key in sorted(ours.keys() | theirs.keys()) if not _equal(ours, theirs, key)]
+                found += [f"{name}: {key}: {_short(ours.get(key))} / {_short(theirs.get(key))}" for key in keys[:4]]
+            elif isinstance(ours, list) and name in ("files", "elsewhere"):
+                missing, more = (
+                    sorted((Counter(a) - Counter(b)).elements()) for a, b in ((theirs, ours), (ours, theirs))
+                )
+                if missing or more:
+                    found.append(f"{name}: missing {missing[:6]}, more {more[:6]}")
+            elif ours != theirs:
+                found.append(f"{name}: {ours} / {theirs}")
+        return found
+
+
+def _short(value: Any) -> str:
+    return str(value)[:300]
+
+
+def _equal(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> bool:
+    one, other = ours.get(key), theirs.get(key)
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested values by their path; durations are left out."""
+    if isinstance(value, Mapping):
+        return {
+            key: leaf
+            for part, inner in value.items()
+            if part not in ("seconds", "sampling")
+            for key, leaf in flat(inner, f"{name}/{part}").items()
+        }
+    if isinstance(value, list | tuple):
+        return {key: leaf for part, inner in enumerate(value) for key, leaf in flat(inner, f"{name}/{part}").items()}
+    return {name: value}
+
+
+def account(root: Path) -> Account:
+    """Read what a project holds; there must be one complete run."""
+    with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
+        runs = connection.execute(
+            "select run_uuid, status, name, artifact_uri from runs order by start_time"
+        ).fetchall()
+        run_id, _, _, artifacts = next(row for row in runs if row[1] == "FINISHED")
+        points = connection.execute(
+            "select key, step, value from metrics where run_uuid = ? order by key, step", [run_id]
+        ).fetchall()
+        params = dict(connection.execute("select key, value from params where run_uuid = ?", [run_id]).fetchall())
+        tags = dict(connection.execute("select key, value from tags where run_uuid = ?", [run_id]).fetchall())
+        models = connection.execute(
+            "select name, status from logged_models where source_run_id = ? and lifecycle_stage = 'active'", [run_id]
+        ).fetchall()
+        inputs = connection.execute("select count(*) from inputs where destination_id = ?", [run_id]).fetchone()[0]
+    folder = Path(artifacts)
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    untimed: dict[str, list[int]] = {}
+    for key, step, value in points:
+        if key.startswith(_UNTIMED):
+            untimed.setdefault(key, []).append(step)
+        else:
+            metrics.setdefault(key, []).append((step, value))
+    last = sorted((folder / "checkpoints").glob("step_*"))[-1]
+    state = read_checkpoint(last).as_state()
+    # Each process that goes on checks the frozen tensors once more, and the state says so.
+    state["training"]["origin"]["checks"] = [
+        check for check in state["training"]["origin"]["checks"] if check["occasion"] != "resume"
+    ]
+    return Account(
+        runs=sorted((status, "" if status == "KILLED" else name) for _, status, name, _ in runs),
+        state=flat(state),
+        metrics=metrics,
+        untimed=untimed,
+        tables={name: _table(folder / name) for name in ("history/steps.csv", "history/epochs.csv")},
+        params=params,
+        names={
+            key: value
+            for key, value in tags.items()
+            if key.startswith(("dmx.checkpoint", "mlflow.latest", "mlflow.loggedI"))
+        },
+        models=sorted(models),
+        inputs=inputs,
+        files=_files(folder),
+        elsewhere=_elsewhere(root, folder),
+    )
+
+
+def _table(path: Path) -> str:
+    """Return a table without its columns of durations."""
+    import csv
+
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keep = [name for name in rows[0] if not name.startswith(_UNTIMED) and "seconds" not in name]
+    return "\n".join(",".join(row[name] for name in keep) for row in rows)
+
+
+def _files(folder: Path) -> list[str]:
+    found = (_PICTURE.sub("", path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
+    return sorted(found)
+
+
+def _elsewhere(root: Path, artifacts: Path) -> list[str]:
+    """Return the files of the project, and of the temporary folder, that are no artifacts."""
+    found = []
+    for top in (root, root.with_name(f"{root.name}-aside") / "tmp"):
+        for path in top.rglob("*"):
+            if path.is_file() and not path.is_relative_to(artifacts) and not path.name.startswith("mlflow.db-"):
+                found.append(_LOCAL.sub("ID", path.relative_to(top).as_posix()))
+    return sorted(found)
+
+
+def runs_of(root: Path) -> list[tuple[str, str, Path]]:
+    """Return (id, status, artifacts) of all runs, oldest first."""
+    with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
+        rows = connection.execute("select run_uuid, status, artifact_uri from runs order by start_time").fetchall()
+    return [(run_id, status, Path(uri)) for run_id, status, uri in rows]
+
+
+@dataclass
+class Tally:
+    """What happened to a training that was killed again and again.
+
+    Attributes:
+        kills: Where it was killed.
+        delivering: Kills while something was on its way to the store.
+        reaped: Runs that were killed before their settings were kept, and closed.
+        processes: Commands that were called.
+    """
+
+    kills: list[str] = field(default_factory=list)
+    delivering: int = 0
+    reaped: int = 0
+    processes: int = 0
+
+
+def survive(machine: Machine, root: Path, *, rng: random.Random, kills: int, profile: Ended, **options: Any) -> Tally:
+    """Train, kill, resume, kill, … and let it end at last.
+
+    Args:
+        machine: Starts the commands.
+        root: The project.
+        rng: Draws the moments.
+        kills: The largest number of kills.
+        profile: A training that was not killed: how often it passed each point, and how long it took.
+        options: Passed on.
+    """
+    tally = Tally()
+    while True:
+        live = [run for run in runs_of(root) if run[1] != "KILLED"]
+        words = ("resume", live[0][0]) if live else ("train", "balls.yaml")
+        moment = random_moment(rng, profile) if len(tally.kills) < kills else {}
+        ended = machine.call(root, *words, **moment, **options)
+        tally.processes += 1
+        if ended.code == -9:
+            tally.kills.append(ended.window)
+            tally.delivering += ended.delivering
+        elif ended.code == 2 and live and "was ended before its settings were kept" in ended.said:
+            reaped = machine.call(root, "runs", "reap")
+            assert reaped.code == 0, reaped.said
+            tally.reaped += 1
+        else:
+            assert ended.code == 0, f"{' '.join(words)} after {tally.kills}: {ended.code}: {ended.err[-3000:]}"
+            return tally
+
+
+def random_moment(rng: random.Random, profile: Ended) -> dict[str, Any]:
+    """Return a moment to kill: half of them by the clock, half at a point that was passed."""
+    if rng.random() < 0.35:
+        return {"seconds": rng.uniform(0.0, 0.8 * profile.seconds)}
+    point = rng.choice(POINTS)
+    count = max(1, profile.counts[point])
+    # A process that resumes does less than a whole training, so early passes are drawn more often.
+    return {"at": [(point, 1 + int(count * 0.7 * rng.random() ** 3), "KILL")]}
