@@ -9,7 +9,7 @@ _STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSection:
-    """A network that gives: a run's checkpoint, or a file of weights that another tool wrote."""
+    """A network that gives: a run's checkpoint, a file of weights that another tool wrote, or an installed package."""
 
     __pydantic_config__ = _STRICT
 
@@ -19,13 +19,15 @@ class SourceSection:
     """best, last, initial or epoch=N; empty: the best one, else the last one."""
     file: str | None = None
     """State dict as safetensors, or a torch file that opens with weights_only=True; relative to the experiment."""
+    package: str | None = None
+    """Published weights that an installed package holds: `efficientnet-lite0`."""
     sha256: str | None = None
     """Hash that the file must have; empty: any. A run's `config.yaml` names that of the file it was made with."""
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.file is None):
-            raise ValueError("a source must name either a run or a file")
-        if self.file is not None and self.checkpoint is not None:
+        if sum(given is not None for given in (self.run, self.file, self.package)) != 1:
+            raise ValueError("a source must name either a run or a file or a package")
+        if self.run is None and self.checkpoint is not None:
             raise ValueError("checkpoint belongs to a run, not to a file")
         if self.run is not None and self.sha256 is not None:
             raise ValueError("sha256 belongs to a file, not to a run")

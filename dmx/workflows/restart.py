@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmx.errors import RunError
+from dmx.model.image_network import packaged_weights
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.lineage import SOURCE_RUN, SOURCES, UNTRAINED
 from dmx.tracking.session import ActiveRun
@@ -97,7 +98,9 @@ def _transferred_again(run: ActiveRun, checked: Checked, given: Sequence[_Given]
     sources: list[OpenSource] = []
     runs = iter(given)
     for name, section in checked.experiment.transfer.sources.items():
-        if section.file is None:
+        if section.package is not None:
+            sources.append(file_source(name, packaged_weights(section.package), sha256=section.sha256))
+        elif section.file is None:
             sources.append(run_source(name, _opened(run.store, next(runs), session.root)))
         else:
             sources.append(file_source(name, session.root / section.file, sha256=section.sha256))

@@ -10,6 +10,7 @@ from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import SourceSection, TransferSection
 from dmx.errors import CheckpointError
+from dmx.model.image_network import packaged_weights
 from dmx.model.sketch import sketch_section
 from dmx.tracking.store import RunStore
 from dmx.training.checkpoint import WeightsFile
@@ -47,8 +48,11 @@ def open_source(store: RunStore, name: str, section: TransferSection, *, path: P
     Raises:
         RunError: There is no such run or checkpoint.
         CheckpointError: The weights are missing or damaged.
+        ModelError: A package that holds them is unknown or not installed.
     """
     given = section.sources[name]
+    if given.package is not None:
+        return file_source(name, packaged_weights(given.package), sha256=given.sha256)
     if given.file is not None:
         file = path.resolve().parent / given.file
         return file_source(name, file if file.is_file() else Path(given.file).resolve(), sha256=given.sha256)
@@ -91,13 +95,18 @@ def run_source(name: str, trained: Trained) -> OpenSource:
 
 
 def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferSection:
-    """Return the section with each source named for good: a run by its id and checkpoint, a file by its whole path."""
+    """Return the section with each source named for good: a run by its id and checkpoint, a file by its whole path.
+
+    Weights in a package keep its name, and get their hash.
+    """
     named: dict[str, SourceSection] = {}
     for source in sources:
         if source.trained is not None:
             named[source.name] = SourceSection(run=source.trained.run.id, checkpoint=source.trained.checkpoint_name)
         elif source.opened is not None:
-            named[source.name] = SourceSection(file=str(source.file), sha256=source.opened.sha256)
+            package = section.sources[source.name].package if source.name in section.sources else None
+            place = {"file": str(source.file)} if package is None else {"package": package}
+            named[source.name] = SourceSection(**place, sha256=source.opened.sha256)
     return replace(section, sources=named)
 
 
