@@ -31,6 +31,11 @@ li em { color: #5c6470; font-style: normal; }
 .adapted i { background: var(--adapted); }
 .initialized i { border: 1.5px dashed var(--initialized); box-sizing: border-box; }
 .scroll { overflow-x: auto; }
+/* A narrow frame shows all of the picture, smaller; the box beside the legend gives it its size back. */
+#picture { max-width: 100%; height: auto; }
+#full:checked ~ .scroll #picture { max-width: none; }
+.full { font-size: 13px; color: #5c6470; cursor: pointer; }
+@media (max-width: 700px) { body { padding: 12px 12px 120px; } #details { padding: 8px 12px; } }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); pointer-events: none; }
 svg .network { font-size: 14px; font-weight: 600; }
 svg .network tspan { fill: #5c6470; font-weight: 400; }
@@ -76,6 +81,7 @@ tr.initialized td:nth-child(3), tr.unused td { color: #737a85; }
 <span class="meter"><i style="width:@bar@%"></i></span><span>@share@</span></div>
 @remarks@
 <ul>@legend@</ul>
+<input type="checkbox" id="full"> <label class="full" for="full">full size (scrolls in a narrow window)</label>
 <div class="scroll">
 <svg id="picture" width="@width@" height="@height@" viewBox="0 0 @width@ @height@" role="img" aria-label="@title@">
 @drawing@

@@ -2,20 +2,26 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
-from dmx.transfer.drawing import BOX_HEIGHT, BOX_WIDTH, Box, Drawing, Panel, draw, line
+from dmx.transfer.drawing import BOX_HEIGHT, LONGEST_NAME, PANEL_GAP, Box, Drawing, Panel, bare_name, draw, line
 from dmx.transfer.page import ACTIONS, PAGE
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.report import layer_action, layer_lines, part_text, size_text
 from dmx.transfer.values import TensorPlan
 
-_LONGEST_NAME = 22
+# Pixels of a letter of a network's name, and of the word before it.
+_LETTER, _SIDE = 9, 60
 
 
-def mapping_html(plan: TransferPlan) -> str:
-    """Return a page that shows what each layer of the target receives; it loads nothing and stores nothing."""
+def mapping_html(plan: TransferPlan, *, origins: Sequence[str] = ()) -> str:
+    """Return a page that shows what each layer of the target receives; it loads nothing and stores nothing.
+
+    Args:
+        plan: The plan.
+        origins: Sentences about where the weights come from.
+    """
     drawing = draw(plan.sources, plan.target)
     title = f"{', '.join(source.name for source in plan.sources)} → {plan.target.name}"
     fields = {
@@ -24,7 +30,7 @@ def mapping_html(plan: TransferPlan) -> str:
         "parameters": f"{plan.parameters:,}",
         "share": f"{plan.share:.1%}",
         "bar": f"{100 * plan.share:.2f}",
-        "remarks": "".join(_remarks(plan)),
+        "remarks": "".join(_remarks(plan, origins)),
         "legend": "".join(_legend(plan)),
         "width": str(drawing.width),
         "height": str(drawing.height),
@@ -37,7 +43,9 @@ def mapping_html(plan: TransferPlan) -> str:
     return re.sub(r"@(\w+)@", lambda place: fields[place[1]], PAGE)
 
 
-def _remarks(plan: TransferPlan) -> Iterator[str]:
+def _remarks(plan: TransferPlan, origins: Sequence[str]) -> Iterator[str]:
+    for origin in origins:
+        yield f"<p>{escape(origin)}</p>"
     for warning in plan.warnings:
         yield f'<p class="warning">{escape(warning)}</p>'
     for note in plan.notes:
@@ -86,23 +94,28 @@ def _svg(plan: TransferPlan, drawing: Drawing) -> Iterator[str]:
 
 
 def _heading(panel: Panel, side: str) -> Iterator[str]:
-    name = escape(panel.network.name)
+    # It must not run into the other network's name.
+    name = escape(_shortened(panel.network.name, (panel.width + PANEL_GAP - _SIDE) // _LETTER))
     yield f'<text class="network" x="{panel.x}" y="{panel.y + 12}"><tspan>{side}</tspan> {name}</text>'
     for pathway, x, y in panel.headings:
         yield f'<text class="pathway" x="{x}" y="{y}">{escape(pathway)}</text>'
 
 
+def _shortened(name: str, longest: int) -> str:
+    """Return the end of a name that is too long, which tells more than its beginning."""
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
 def _box(box: Box, state: str, *, key: str, share: float | None) -> str:
     layer = box.layer
-    name = layer.name.removeprefix(f"{layer.pathway}.")
-    shown = name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+    shown = _shortened(bare_name(layer), LONGEST_NAME)
     size = f"{layer.channels} ch" + (f" · {size_text(layer.kernel)}" if layer.kernel else "")
     bar = (
         ""
         if share is None
-        else f'<rect class="share" y="{BOX_HEIGHT - 4}" width="{BOX_WIDTH * share:.1f}" height="4"/>'
+        else f'<rect class="share" y="{BOX_HEIGHT - 4}" width="{box.width * share:.1f}" height="4"/>'
     )
-    shape = f'<rect class="shape" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5"/>'
+    shape = f'<rect class="shape" width="{box.width}" height="{BOX_HEIGHT}" rx="5"/>'
     return (
         f'<g class="box {state}" data-key="{escape(key)}" tabindex="0" transform="translate({box.x},{box.y})">'
         f"<title>{escape(layer.name)}</title>{shape}{bar}"

@@ -97,10 +97,9 @@ def _origin(source: OpenSource) -> str:
     if trained is None:
         name = "" if source.file is None else source.file.name
         return f"Weights of '{source.name}': file {name}."
-    return (
-        f"Weights of '{source.name}': run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]}), checkpoint "
-        f"'{trained.checkpoint_name}' after {trained.manifest['epoch']} epochs and {trained.manifest['global_step']} steps."
-    )
+    place = f"run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]})"
+    done = f"after {trained.manifest['epoch']} epochs and {trained.manifest['global_step']} steps"
+    return f"Weights of '{source.name}': {place}, checkpoint '{trained.checkpoint_name}' {done}."
 
 
 def option_params(options: TransferOptions) -> dict[str, object]:

@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from dmx.cohort.manifest import read_manifest, write_manifest
+from dmx.config.load import as_dict
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunInfo
 from dmx.tracking.ui import free_port, serving
 from dmx.workflows.evaluate import EvaluateRequest, evaluate
 from dmx.workflows.finetune import FinetuneRequest, finetune
 from dmx.workflows.train import train
+from dmx.workflows.transfer import transfer
 from tests.workflows.conftest import make_manifest, migrated, session, settings
 
 __all__ = ["migrated"]
@@ -34,6 +36,7 @@ class Study:
     root: Path
     parent: RunInfo
     children: tuple[RunInfo, ...]
+    transferred: RunInfo
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,8 @@ def study(chromium: str, tmp_path_factory: pytest.TempPathFactory, migrated: Pat
         patch.setenv("DMX_CACHE_DIR", str(root / "facts"))
         manifest = make_manifest(root)
         parent = train(settings(manifest), session(root), name="parent").run
-        yield Study(root, parent, tuple(_child(root, manifest, parent, name) for name in FREEZES))
+        children = tuple(_child(root, manifest, parent, name) for name in FREEZES)
+        yield Study(root, parent, children, _transferred(root, manifest, parent))
 
 
 def _child(root: Path, manifest: Path, parent: RunInfo, name: str) -> RunInfo:
@@ -69,6 +73,18 @@ def _child(root: Path, manifest: Path, parent: RunInfo, name: str) -> RunInfo:
     run = finetune(request, session(root)).run
     evaluate(EvaluateRequest(run=run.id, allow_leak=True), session(root))
     return open_store(root=root).get_run(run.id)
+
+
+def _transferred(root: Path, manifest: Path, parent: RunInfo) -> RunInfo:
+    """Transfer depths of the parent to a network of eleven layers and three pathways."""
+    deep = {"normal": {"widths": [4, 6] * 5}, "subsampled": [{"factor": 2}, {"factor": 3}]}
+    experiment = settings(manifest, model=deep, sampling={"segment": 27})
+    raw = {
+        **as_dict(experiment),
+        "name": parent.experiment,
+        "transfer": {"sources": {"parent": {"run": parent.id}}, "layers": [1, 2, 3]},
+    }
+    return transfer(raw, session(root), path=root / "deep.yaml", name="deep", allow_leak=True).run
 
 
 @pytest.fixture(scope="module")

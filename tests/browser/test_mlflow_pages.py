@@ -95,3 +95,38 @@ def test_the_lineage_is_drawn_in_the_artifact_viewer(study: Study, base: str, pa
     assert "balls/parent" in text
     assert "frozen: normal 1 2" in text
     assert drawn.locator("rect.named").count() == 1
+
+
+def test_the_mapping_of_a_transfer_is_drawn_in_the_artifact_viewer(study: Study, base: str, page: Any) -> None:
+    """The viewer puts the page into a sandboxed frame: its script runs, and it asks for nothing."""
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.frame.parent_frame else None)
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.set_viewport_size({"width": 1400, "height": 1400})
+    run = study.transferred
+    page.goto(run_link(base, run.experiment_id, run.id).replace("?", "/artifacts/transfer/mapping.html?"))
+    frame = page.frame_locator("iframe")
+    picture = frame.locator("svg#picture")
+    picture.wait_for()
+    keep(page, study, "mapping")
+    text = str(picture.text_content())
+    assert "Source parent" in text
+    assert "Target target" in text
+    assert picture.locator(".box").count() == 6 + 32
+    colors = set(picture.locator("path.line").evaluate_all("all => all.map(one => getComputedStyle(one).stroke)"))
+    # Blocks 1 and 2 of three pathways, and the first fc layer.
+    assert picture.locator("path.line").count() == 7
+    assert colors <= {"rgb(22, 121, 79)", "rgb(36, 99, 180)"}
+    assert len(colors) == 2
+    cut_off = "picture => picture.getBoundingClientRect().right > document.documentElement.clientWidth"
+    assert not picture.evaluate(cut_off), "the frame is narrow"
+    frame.get_by_label("full size").check()
+    assert picture.evaluate(cut_off)
+    frame.get_by_label("full size").uncheck()
+    frame.locator('.box[data-key=":subsampled_2.block_2"]').hover()
+    assert "subsampled_2.block_2" in str(frame.locator("#details").text_content())
+    assert picture.locator("path.line.on").count() == 1
+    keep(page, study, "mapping-pointed-at")
+    assert not [url for url in asked if not url.startswith((base, "blob:", "about:", "data:"))]
+    assert not [text for text in complaints if "sandbox" in text.lower() or "blocked" in text.lower()]

@@ -87,7 +87,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in {"src", "href"}]
-        if tag not in {"meta", "path", "rect"}:
+        if tag not in {"meta", "path", "rect", "input"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
