@@ -16,7 +16,7 @@ from dmx.geometry import SegmentPlan, Triple, triple
 from dmx.model.blocks import Block, Convolution
 from dmx.model.groups import LayerGroup
 from dmx.model.network import Network
-from dmx.model.norms import Compatibility, RollingBatchNorm
+from dmx.model.norms import Compatibility, move_rings
 from dmx.model.plan import plan_segment
 from dmx.model.spec import NetworkSpec, PathwaySpec
 from dmx.model.upsampling import upsample
@@ -139,6 +139,4 @@ class MultiScaleNet(Network):
 
     def after_step(self) -> None:
         """Let the ring buffers of rolling statistics move on."""
-        for module in self.modules():
-            if isinstance(module, RollingBatchNorm):
-                module.after_step()
+        move_rings(self)

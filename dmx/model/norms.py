@@ -123,6 +123,13 @@ class RollingBatchNorm(nn.Module):
         self.pending_count.zero_()
 
 
+def move_rings(network: nn.Module) -> None:
+    """Let the ring buffers of all rolling statistics in a network move on."""
+    for module in network.modules():
+        if isinstance(module, RollingBatchNorm):
+            module.after_step()
+
+
 def _groups(channels: int, wanted: int) -> int:
     """Return the divisor of ``channels`` that is nearest to ``wanted``, the larger one of two."""
     divisors = [n for n in range(1, channels + 1) if channels % n == 0]

@@ -18,6 +18,7 @@ from dmx.model.meta import meta_call, meta_state, mode
 from dmx.model.module import ModuleNetwork, first_sentence
 from dmx.model.multiscale import Pathway
 from dmx.model.network import TrainableNetwork
+from dmx.model.norms import move_rings
 from dmx.model.spec import PathwaySpec, resolve
 from dmx.model.weights import draw_kernels, drawn_from
 
@@ -83,6 +84,10 @@ class PathwayClassifier(TrainableNetwork):
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of all convolutions and of the head."""
         return kernel_weights(self)
+
+    def after_step(self) -> None:
+        """Let the ring buffers of rolling statistics move on."""
+        move_rings(self)
 
 
 def _only(patches: Sequence[Tensor]) -> Tensor:

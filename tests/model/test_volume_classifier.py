@@ -197,3 +197,13 @@ def test_one_patch_is_read_and_a_section_is_sketched() -> None:
     made = sketch_section(SECTION, name="x", channels=("t1", "flair"), classes=("left", "right"), scores=True)
     assert [layer.name for layer in made.layers] == [group.name for group in classifier().layer_groups()]
     assert [layer.depth for layer in made.layers] == [1, 2, 1, 2, 3]
+
+
+def test_rolling_statistics_move_on_after_a_step() -> None:
+    rolling = ModelSection(name=SECTION.name, **PATHWAYS, normalization=NormalizationSection(name="batch_rolling"))
+    network = classifier(rolling)
+    network.train()(volumes(5, 5, 5))
+    counts = [name for name in network.state_dict() if name.endswith("norm.count")]
+    assert [int(network.state_dict()[name]) for name in counts] == [0, 0]
+    network.after_step()
+    assert [int(network.state_dict()[name]) for name in counts] == [1, 1]
