@@ -36,7 +36,8 @@ class PatchPlan:
             is before it. Patch voxel ``j`` covers voxel ``offset + j * factor`` and the ``factor - 1`` after it.
         reduction: ``mean`` averages the covered voxels, ``stride`` takes the first one (DeepMedic).
         border: What stands for voxels outside of the volume: ``edge`` repeats the nearest voxel, ``deepmedic`` fills a
-            subsampled patch as DeepMedic does (mean of the eight corner voxels, grid restarted at the border).
+            subsampled patch as DeepMedic does (mean of the eight corner voxels, grid restarted at the border), ``zero``
+            puts zeros there (nnU-Net).
     """
 
     name: str
@@ -44,7 +45,7 @@ class PatchPlan:
     factor: Triple
     offset: Triple
     reduction: Literal["mean", "stride"] = "mean"
-    border: Literal["edge", "deepmedic"] = "edge"
+    border: Literal["edge", "deepmedic", "zero"] = "edge"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import inspect
 import re
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from dmx.config.model import ModelSection
 from dmx.errors import ModelError, suggest
+from dmx.geometry import SegmentPlan, Triple
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
 from dmx.model.weights import drawn_from
 
@@ -44,6 +46,15 @@ class NnUNet(ModuleNetwork):
         super().__init__(network, name, num_channels=num_channels, num_classes=num_classes, head=head)
         self.register_state_dict_post_hook(_drop_aliases)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_aliases)  # type: ignore[no-untyped-call]
+
+    def segment_plan(self, segment: Triple) -> SegmentPlan:
+        """Return the plan of a segment; outside of the scan are zeros, as in nnU-Net.
+
+        Raises:
+            ModelError: The network cannot take this size; the nearest size that it can take is named.
+        """
+        plan = super().segment_plan(segment)
+        return replace(plan, patches=tuple(replace(patch, border="zero") for patch in plan.patches))
 
 
 def build_nnunet(section: ModelSection, *, num_channels: int, num_classes: int, seed: int) -> NnUNet:

@@ -38,7 +38,20 @@ def cut_patch(channels_CIJK: Tensor, start: Triple, patch: PatchPlan) -> Tensor:
 
         return cut_deepmedic(read, triple(channels_CIJK.shape[1:]), first, patch)
     cut = mean_blocks if patch.reduction == "mean" else first_voxels
-    return _own(cut(channels_CIJK, first, patch.shape, patch.factor))
+    own = _own(cut(channels_CIJK, first, patch.shape, patch.factor))
+    if patch.border == "zero":
+        _clear_outside(own, first, patch.factor, triple(channels_CIJK.shape[1:]))
+    return own
+
+
+def _clear_outside(patch_CIJK: Tensor, first: Triple, factor: Triple, lengths: Triple) -> None:
+    """Put zeros where a patch voxel covers no voxel of the volume."""
+    for axis, (low, step, length) in enumerate(zip(first, factor, lengths, strict=True), start=1):
+        size = patch_CIJK.shape[axis]
+        before = min(size, max(0, -low // step))
+        inside = min(size, max(0, -((low - length) // step)))
+        patch_CIJK.narrow(axis, 0, before).zero_()
+        patch_CIJK.narrow(axis, inside, size - inside).zero_()
 
 
 def _own(view: Tensor) -> Tensor:

@@ -112,3 +112,23 @@ def test_subsampled_patches_are_cut_as_deepmedic_does(golden, number):
     torch.testing.assert_close(cut, expected, rtol=0, atol=1e-6)
     shifted = replace(plan, patches=(replace(patch, offset=(i - patch.factor[0], j, k)),))
     assert not torch.allclose(cut_patches(image, tuple(arguments["low"]), shifted)[0], expected, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STARTS, COUNTS, FACTORS)
+def test_with_border_zero_a_patch_voxel_without_any_of_the_volume_is_zero(start, count, factor):
+    plan = PatchPlan("normal", count, factor, (0, 0, 0))
+    edge, zero = (cut_patch(VOLUME, start, replace(plan, border=border)) for border in ("edge", "zero"))
+    covers = [
+        torch.tensor([max(s + n * f, 0) < min(s + (n + 1) * f, length) for n in range(size)])
+        for s, size, f, length in zip(start, count, factor, VOLUME.shape[1:], strict=True)
+    ]
+    inside = covers[0][:, None, None] & covers[1][:, None] & covers[2]
+    assert torch.equal(zero, torch.where(inside, edge, torch.zeros(())))
+
+
+def test_border_zero_leaves_the_volume_as_it_is():
+    volume = torch.ones(1, 3, 3, 3)
+    cut = cut_patch(volume, (1, 0, 0), PatchPlan("normal", (3, 3, 3), (1, 1, 1), (0, 0, 0), border="zero"))
+    assert cut.sum() == 18
+    assert volume.sum() == 27

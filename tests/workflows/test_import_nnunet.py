@@ -16,9 +16,11 @@ from dmx.cohort.manifest import write_manifest
 from dmx.cohort.volume import read_volume, write_volume
 from dmx.config.load import as_dict
 from dmx.errors import CheckpointError, ConfigError, DmxError
+from dmx.sampling.patches import cut_patches
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.finetune import FinetuneRequest, finetune
 from dmx.workflows.import_nnunet import NnUNetImportRequest, import_nnunet_model
+from dmx.workflows.model import describe_experiment
 from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.trained import Trained, open_trained
 from dmx.workflows.transfer import transfer
@@ -88,6 +90,20 @@ def test_the_run_says_where_it_comes_from(project: Path) -> None:
         "nnU-Net's 3d_fullres of Dataset123_Balls from checkpoint_final.pth, fold 0, trained by nnUNetTrainer: patches"
     )
     assert any("Axes stay as they are in the file" in sentence for sentence in teller.sentences)
+
+
+def test_the_layers_can_be_shown_and_zeros_surround_a_small_scan(project: Path) -> None:
+    nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
+    trained = imported(project)
+    report = describe_experiment(trained.experiment)
+    assert report.plan.shape == (16, 12, 8)
+    assert [layer.name for layer in report.layers if layer.is_head] == [
+        "network.decoder.seg_layers.0",
+        "network.decoder.seg_layers.1",
+    ]
+    (patch,) = cut_patches(torch.ones(2, 10, 12, 8), (0, 0, 0), trained.network.segment_plan((16, 12, 8)))
+    assert patch[:, :10].min() == 1
+    assert patch[:, 10:].max() == 0
 
 
 def test_the_checkpoint_alone_is_enough(project: Path) -> None:
