@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from dmx.config.load import as_yaml, build_experiment
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError, suggest
@@ -106,7 +108,9 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
     """
-    ready = prepare(request)
+    # A look at the first batch of a shuffling DataLoader draws from torch's generator.
+    with torch.random.fork_rng([]):
+        ready = prepare(request)
     state = new_state(ready.network, ready.settings, optimizer=request.handed.optimizer)
     scoring = BatchScores(ready, request.score_train)
     validate = scoring if ready.held_out is not None or request.score_train else None

@@ -76,7 +76,11 @@ class Handed:
         if self.optimizer is None:
             return ()
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        names = [name for name, value in self.model.named_parameters() if id(value) not in held]
+        known = dict(self.model.named_parameters())
+        names = [name for name, value in known.items() if id(value) not in held]
+        if len(names) == len(known):
+            # An optimizer of another network, which is refused when the training begins.
+            return ()
         return tuple(self.prefix + name for name in _compact(names, network_parts(self.model).modules))
 
     @property

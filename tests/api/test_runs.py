@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import dmx
+from dmx.errors import CheckpointError, RunError
+from dmx.tracking.course import course
+from dmx.tracking.mlflow_store import open_store
+from dmx.workflows.train import train
+from dmx.workflows.trained import open_trained
+from tests.api.conftest import changed, small, state
+from tests.workflows.conftest import Teller, session, settings
+
+
+@pytest.fixture
+def source(project: Path, manifest: Path) -> str:
+    return train(settings(manifest), session(project)).run.id
+
+
+def weights(project: Path, run: str, checkpoint: str | None = None) -> dict[str, Tensor]:
+    return state(open_trained(open_store(root=project), run, checkpoint=checkpoint, root=project).network)
+
+
+def test_a_network_comes_out_of_its_run_however_that_is_named(project: Path, source: str) -> None:
+    for name in (source, f"runs:/{source}", source[:6], "balls/last"):
+        model = dmx.load_model(name)
+        assert not model.training
+        assert not changed(model, weights(project, source))
+    first = dmx.load_model(source, checkpoint="initial", store=project / "mlruns")
+    assert not changed(first, weights(project, source, "initial"))
+    assert changed(first, weights(project, source))
+
+
+def test_weights_go_into_a_network_that_fits_and_into_no_other(project: Path, source: str) -> None:
+    fresh = dmx.load_model(source, checkpoint="initial")
+    assert dmx.load_model(source, into=fresh) is fresh
+    assert not changed(fresh, weights(project, source))
+    other = small()
+    before = state(other)
+    with pytest.raises(CheckpointError, match=r"conv1.weight is missing; .* and \d+ more.*dmx.plan_transfer"):
+        dmx.load_model(source, into=other)
+    assert not changed(other, before)
+
+
+@pytest.mark.parametrize("name", ["runs:/a/b", "runs:/", "", 3])
+def test_what_names_no_run_is_one_sentence(project: Path, name: str) -> None:
+    with pytest.raises(RunError, match="A run is named as"):
+        dmx.load_model(name)
+
+
+def test_fine_tuning_from_a_mapping_is_a_run_that_names_its_source(project: Path, source: str, manifest: Path) -> None:
+    words = {
+        "name": "second",
+        "cohort": {"manifest": manifest.name},
+        "sampling": {"segment": 11, "workers": 0},
+        "training": {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4},
+        "validation": {"segments": 20, "volumes_every_epochs": 0},
+        "freeze": {"normal": [1]},
+    }
+    done = dmx.finetune(source, words, overrides=["training.epochs=1"], allow_leak=True, name="tuned")
+    assert done.run is not None
+    run = open_store(root=project).get_run(done.run.id)
+    assert (run.kind, run.name, run.tags["dmx.source_run_id"]) == ("finetune", "tuned", source)
+    assert [len(steps) for steps in done.history.step_loss] == [3]
+    assert not changed(done.model, weights(project, run.id))
+    assert words["training"]["epochs"] == 2
+    longer = dmx.resume(run.id, epochs=2, schedule="restart")
+    assert [len(steps) for steps in longer.history.step_loss] == [3, 3]
+    assert longer.history.step_loss[0] == done.history.step_loss[0]
+    with pytest.raises(dmx.DmxError, match="belong together"):
+        dmx.resume(run.id, epochs=3)
+
+
+def test_predicting_and_scoring(project: Path, source: str) -> None:
+    found = dmx.predict(source, "cohort.csv", "out", split="evaluation", settings={"overlap": 0.0})
+    assert len(found.rows) == 2
+    assert len(list((project / "out").glob("*.nii.gz"))) == 2
+    scored = dmx.evaluate(source)
+    assert len(scored.rows) == 2
+    with pytest.raises(dmx.DmxError, match="overlapp"):
+        dmx.evaluate(source, settings={"overlapp": 0.5})
+
+
+def test_the_history_has_every_step_of_an_interrupted_and_resumed_run(project: Path, manifest: Path) -> None:
+    parted = train(settings(manifest), session(project, Teller(stop_after=6))).run.id
+    before = dmx.history(parted)
+    assert [len(steps) for steps in before.step_loss] == [4, 2]
+    assert len(before.epoch_loss) == 1
+    done = dmx.resume(parted)
+    assert [len(steps) for steps in done.history.step_loss] == [4, 4]
+    assert done.history.step_loss[0] == before.step_loss[0]
+    assert len(done.history.score_validation) == 2
+    assert done.history.score_train == []
+
+
+def test_a_run_without_a_history_says_so(project: Path, source: str) -> None:
+    scored = dmx.evaluate(source)
+    with pytest.raises(RunError, match="has no history"):
+        dmx.history(scored.run.id)
+
+
+def test_a_score_that_is_missing_in_an_epoch_is_none() -> None:
+    epochs = [{"epoch": 0.0, "train/mean_loss": 2.0}, {"epoch": 1.0, "train/mean_loss": 1.0, "val/accuracy": 0.5}]
+    found = course(epochs, [{"epoch": 0.0, "loss": 2.0}, {"epoch": 1.0, "loss": 1.0}], task="classification")
+    assert found["score_validation"] == [None, 0.5]
+    assert found["score_train"] == []
+    running = [{**row, "train/accuracy": 0.9} for row in epochs]
+    assert course(running, [], task="classification")["score_train"] == []
+
+
+def test_the_store_may_be_an_address(project: Path, source: str) -> None:
+    address = f"sqlite:///{project / 'mlruns' / 'mlflow.db'}"
+    assert torch.is_tensor(next(dmx.load_model(source, store=address).parameters()))
