@@ -144,7 +144,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 def show(
     experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")],
     segment: Annotated[
-        int | None, typer.Option(min=1, help="Segment size in voxels on each axis; else that of the training.")
+        int | None, typer.Option(min=1, max=4096, help="Segment size in voxels on each axis; else that of the training.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Segments per pass, for the memory; else as in training.")

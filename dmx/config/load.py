@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dmx.config.sections import Experiment
 from dmx.config.trust import trust_given
-from dmx.config.yaml_loader import parse_yaml, read_yaml
+from dmx.config.yaml_loader import MAX_DEPTH, parse_yaml, read_yaml
 from dmx.errors import ConfigError, suggest
 
 _MAX_SHOWN = 60
@@ -184,7 +184,10 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             value = parse_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"--set {key}: the value must be YAML, e.g. 5 or [1, 2], got '{text}'.") from None
-        _place(values, key.split("."), value, word)
+        path = key.split(".")
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(f"--set {key[:_MAX_SHOWN]}…: no setting lies that deep.")
+        _place(values, path, value, word)
     return values
 
 

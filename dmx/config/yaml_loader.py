@@ -8,6 +8,8 @@ import yaml
 
 from dmx.errors import ConfigError
 
+MAX_DEPTH = 50
+"""Mappings and lists inside of each other."""
 _MAX_BYTES = 1_000_000
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
@@ -18,12 +20,21 @@ _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2; refuses duplicate keys and references that could multiply."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse aliases: a few of them can stand for gigabytes."""
         if self.check_event(yaml.events.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.constructor.ConstructorError(None, None, "references (*name) are not allowed", mark)
-        return super().compose_node(parent, index)
+        if self.depth >= MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply for settings", mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice."""
@@ -46,7 +57,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # Text that hides what it says.
-_Loader.add_constructor("tag:yaml.org,2002:binary", yaml.SafeLoader.construct_undefined)
+_Loader.add_constructor("tag:yaml.org,2002:binary", _Loader.construct_undefined)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 

@@ -12,7 +12,7 @@ from dmx.cohort.case import Case, Cohort
 from dmx.cohort.splits import k_fold
 from dmx.cohort.volume import write_volume
 from dmx.config.sections import PredictionSection
-from dmx.errors import CohortError, ConfigError
+from dmx.errors import CohortError, ConfigError, ModelError
 from dmx.tracking.history import write_table
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
@@ -191,10 +191,16 @@ def check_layers(trained: Trained, features: Mapping[str, tuple[int, int]]) -> N
         ModelError: It lacks one.
     """
     from dmx.evaluation.features import FeatureMaps
+    from dmx.model.sketch import sketch_network
 
-    if features:
-        with FeatureMaps(features).watching(trained.network):
-            pass
+    if not features:
+        return
+    with FeatureMaps(features).watching(trained.network):
+        pass
+    for layer in sketch_network(trained.network, name=trained.run.name).layers:
+        _, last = features.get(layer.name, (0, 0))
+        if last >= layer.out_channels > 0:
+            raise ModelError(f"Layer '{layer.name}' has {layer.out_channels} feature maps, from 0 on, got {last}.")
 
 
 def _files(case: Case, request: PredictRequest, classes: Sequence[str]) -> dict[str, Path]:

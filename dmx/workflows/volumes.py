@@ -12,9 +12,10 @@ from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import check_cohort
 from dmx.cohort.grid import NiftiGrid
 from dmx.config.sections import PredictionSection
-from dmx.errors import CohortError, suggest
+from dmx.errors import CohortError, ModelError, suggest
 from dmx.evaluation.features import FeatureMaps
 from dmx.evaluation.tiling import Predictor, Progress
+from dmx.geometry import triple
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.native import restore_labels, restore_maps, restore_probabilities
 from dmx.preprocess.pipeline import PreparedCase, preprocess_case
@@ -103,6 +104,11 @@ def case_predictor(
     layers: Mapping[str, tuple[int, int]] | None = None,
 ) -> CasePredictor:
     """Put a trained network on a device, ready to predict."""
+    if section.tile != "auto":
+        try:
+            trained.network.segment_plan(triple(section.tile))
+        except ModelError as error:
+            raise ModelError(f"prediction.tile cannot be {section.tile}: {error}") from None
     precision = section.precision or trained.experiment.training.precision
     predictor = Predictor(
         network=trained.network.to(device), section=replace(section, precision=precision), device=device
