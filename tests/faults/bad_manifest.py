@@ -40,6 +40,13 @@ def _lines(*lines: str) -> Change:
     return lambda text: "\n".join(lines) + "\n"
 
 
+def _without_scan(text: str) -> str:
+    note, header, first, *rest = text.splitlines()
+    cells = first.split(",")
+    cells[2] = "-"
+    return "\n".join([note, header, ",".join(cells), *rest]) + "\n"
+
+
 MANIFESTS: dict[str, tuple[Change, str]] = {
     "nothing": (lambda text: "", "cohort.csv"),
     "only blanks": (lambda text: " \n\n \t\n", "cohort.csv"),
@@ -72,7 +79,7 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
     "a case with a line end": (_cell("case_1,", '"a\nb",'), "case"),
     "a case of 500 letters": (_cell("case_1,", "x" * 500 + ","), "case"),
     "a subject with a colon": (_cell(",s1,", ",s:1,"), "subject"),
-    "no file of any channel": (lambda text: _without_scan(text), "channel"),
+    "no file of any channel": (_without_scan, "channel"),
     "one class": (_cell("background, ball", "background"), "classes"),
     "a class twice": (_cell("background, ball", "ball, ball"), "ball"),
     "a class without a name": (_cell("background, ball", "background,,ball"), "class"),
@@ -100,13 +107,6 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
     "a label map as its own scan": (_cell("scans/label_0", "scans/t1_0"), "case_0"),
     "a path of 5000 letters": (_cell("scans/t1_0", "x" * 5000), "case_0|xxx"),
 }
-
-
-def _without_scan(text: str) -> str:
-    note, header, first, *rest = text.splitlines()
-    cells = first.split(",")
-    cells[2] = "-"
-    return "\n".join([note, header, ",".join(cells), *rest]) + "\n"
 
 
 # What is nothing to a command that opens no scan.

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sqlite3
 import sys
 import traceback
@@ -205,7 +206,7 @@ def _wording(said: str) -> list[str]:
     if not sign:
         return [f"no sentence: {said[-300:]!r}"]
     found = []
-    if said.count("Error: ") > 1:
+    if len(re.findall(r"(?<!\w)Error: ", said)) > 1:
         found.append(f"several errors: {said}")
     if sign == "Error: " and not sentence.rstrip().endswith((".", "?", ")")):
         found.append(f"no end of a sentence: {sentence[-200:]!r}")
