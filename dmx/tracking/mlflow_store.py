@@ -246,7 +246,7 @@ class MlflowStore(MlflowReader):
             outgoing = picture.parent / OUTGOING
             outgoing.mkdir(exist_ok=True)
             shutil.copyfile(picture, outgoing / f"{name}.png")
-            small = Image(str(picture)).to_pil()
+            small = Image(str(picture)).to_pil()  # type: ignore[no-untyped-call]
             small.thumbnail(_SMALL_PICTURE)
             small.save(outgoing / f"{name}+compressed.webp")
             for suffix in (".png", "+compressed.webp"):

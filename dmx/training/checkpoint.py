@@ -102,7 +102,7 @@ def write_checkpoint(
     entries = {name: _entry(data) for name, data in files.items()}
     # Through JSON first, so that the digest is that of what a reader will see (keys are strings then).
     content = json.loads(json.dumps({**manifest, "format_version": FORMAT_VERSION, "files": entries}))
-    files[MANIFEST] = json.dumps({**content, "sha256": _digest(content)}, indent=2).encode()
+    files[MANIFEST] = _manifest_bytes({**content, "sha256": _digest(content)})
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
@@ -203,7 +203,9 @@ def verify_checkpoint(folder: Path) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     content = {key: value for key, value in manifest.items() if key != "sha256"}
-    if manifest.get("sha256") != _digest(content):
+    # A flipped bit can leave the values as they are, in the E of a number for example.
+    untouched = (folder / MANIFEST).read_bytes() == _manifest_bytes(manifest)
+    if not untouched or manifest.get("sha256") != _digest(content):
         # What it says about the files cannot be trusted either.
         return [f"{MANIFEST} was changed after it was written"]
     problems = _missing(folder, manifest)
@@ -226,6 +228,10 @@ def _missing(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 def _digest(content: Mapping[str, Any]) -> str:
     """Return a SHA-256 of JSON values that does not depend on their order or layout."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=2).encode()
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -202,6 +202,9 @@ def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
         if not problems:
             for skipped in damaged:
                 set_aside(skipped)
+                # At once: from the journal it could be deleted after the training has saved there anew.
+                with run.guarded(skipped.name):
+                    run.store.delete_artifacts(run.info.id, f"checkpoints/{skipped.name}")
             return folder
         session.report.say(f"Checkpoint {folder.name} is skipped: {'; '.join(problems)}.")
         damaged.append(folder)
@@ -267,7 +270,8 @@ def _changed(experiment: Experiment, changes: Mapping[str, object]) -> Experimen
     for key, value in changes.items():
         if key not in _CHANGEABLE:
             raise ConfigError(
-                f"A resume may change {', '.join(_CHANGEABLE)}, got '{key}'. Other settings need a new run."
+                f"A resume may change {', '.join(_CHANGEABLE)}, got '{key}'. With other settings, "
+                "'dmx finetune' trains its network as a new run."
             )
         name = _CHANGEABLE[key]
         experiment = replace(experiment, **{name: replace(getattr(experiment, name), **{key: value})})

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,14 +137,75 @@ def small_training(root: Path, **sections: Any) -> None:
     (root / "balls.yaml").write_text(yaml.safe_dump(as_dict(experiment)))
 
 
-def copied(template: Path, root: Path) -> Path:
-    """Return a copy of a project on which no process works."""
-    shutil.copytree(template, root)
-    for name in ("balls.yaml", "cohort.csv"):
-        path = root / name
-        if path.exists():
-            path.write_text(path.read_text().replace(str(template), str(root)))
-    return root
+class Project:
+    """A project with a cohort, prepared cases, an experiment and an empty store, and what a training of it becomes.
+
+    Args:
+        machine: Starts the commands.
+        folder: Where the project and its copies are.
+        store: A database that MLflow has migrated; it is made when it is not there, which takes seconds.
+        faults: Brought into all its processes.
+        sections: Changes of the experiment.
+
+    Attributes:
+        profile: A training that nobody disturbed.
+        reference: What it left.
+    """
+
+    def __init__(
+        self, machine: Machine, folder: Path, *, store: Path, faults: Mapping[str, Any] | None = None, **sections: Any
+    ) -> None:
+        self.machine = machine
+        self.faults = dict(faults or {})
+        self._folder = folder
+        self._count = 0
+        self.template = folder / "template"
+        (self.template / "mlruns").mkdir(parents=True)
+        small_training(self.template, **sections)
+        if store.exists():
+            shutil.copy(store, self.template / "mlruns/mlflow.db")
+        else:
+            assert machine.call(self.template, "runs", "list").code == 0
+            keep(self.template / "mlruns/mlflow.db", store)
+        first = self.copy()
+        self.profile = self.call(first, "train", "balls.yaml")
+        assert self.profile.code == 0, self.profile.said
+        self.reference = account(first)
+        shutil.copytree(first / "mlruns/cache", self.template / "mlruns/cache")
+
+    def copy(self) -> Path:
+        """Return a copy of the project, before any run."""
+        self._count += 1
+        root = self._folder / f"copy_{self._count}"
+        shutil.copytree(self.template, root)
+        for name in ("balls.yaml", "cohort.csv"):
+            path = root / name
+            path.write_text(path.read_text().replace(str(self.template), str(root)))
+        return root
+
+    def call(self, root: Path, *words: str, **options: Any) -> Ended:
+        """Call the command with the project's faults."""
+        return self.machine.call(root, *words, faults={**self.faults, **options.pop("faults", {})}, **options)
+
+    def losses(self, root: Path, tally: "Tally") -> list[str]:
+        """Return in what a training that was killed differs from the one that was not."""
+        found = account(root)
+        # A run that was killed before its settings were kept is closed, and leaves its lock.
+        name = f"multiscale-train-{tally.reaped + 1}"
+        expected = [("FINISHED", name), *[("KILLED", "")] * tally.reaped]
+        differences = [] if found.runs == expected else [f"runs: {found.runs}"]
+        for _ in range(tally.reaped):
+            found.elsewhere.remove("mlruns/local/ID/lock")
+        found.runs[:] = self.reference.runs
+        return differences + found.differences(self.reference)
+
+
+def keep(database: Path, store: Path) -> None:
+    """Copy a database for later tests; another process may do the same."""
+    draft = store.with_name(f"{os.getpid()}.db")
+    with closing(sqlite3.connect(database)) as made:
+        made.execute("vacuum into ?", [str(draft)])
+    draft.replace(store)
 
 
 @dataclass(frozen=True)
@@ -170,7 +231,7 @@ class Account:
             theirs = getattr(other, name)
             if isinstance(ours, dict):
                 keys = [key for key in sorted(ours.keys() | theirs.keys()) if not _equal(ours, theirs, key)]
-                found += [f"{name}: {key}: {_short(ours.get(key))} / {_short(theirs.get(key))}" for key in keys[:4]]
+                found += [f"{name}: {key}: {_short(ours.get(key))} / {_short(theirs.get(key))}" for key in keys]
             elif isinstance(ours, list) and name in ("files", "elsewhere"):
                 missing, more = (
                     sorted((Counter(a) - Counter(b)).elements()) for a, b in ((theirs, ours), (ours, theirs))
@@ -183,7 +244,7 @@ class Account:
 
 
 def _short(value: Any) -> str:
-    return str(value)[:300]
+    return str(value)[:200]
 
 
 def _equal(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> bool:
@@ -275,10 +336,9 @@ def _elsewhere(root: Path, artifacts: Path) -> list[str]:
     """Return the files of the project, and of the temporary folder, that are no artifacts."""
     found = []
     for top in (root, root.with_name(f"{root.name}-aside") / "tmp"):
-        for path in top.rglob("*"):
-            if path.is_file() and not path.is_relative_to(artifacts) and not path.name.startswith("mlflow.db-"):
-                found.append(_LOCAL.sub("ID", path.relative_to(top).as_posix()))
-    return sorted(found)
+        paths = (path for path in top.rglob("*") if path.is_file() and not path.is_relative_to(artifacts))
+        found += [path.relative_to(top).as_posix() for path in paths if not path.name.startswith("mlflow.db-")]
+    return sorted(_LOCAL.sub("ID", path) for path in found)
 
 
 def runs_of(root: Path) -> list[tuple[str, str, Path]]:
@@ -286,6 +346,12 @@ def runs_of(root: Path) -> list[tuple[str, str, Path]]:
     with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
         rows = connection.execute("select run_uuid, status, artifact_uri from runs order by start_time").fetchall()
     return [(run_id, status, Path(uri)) for run_id, status, uri in rows]
+
+
+def artifacts_of(root: Path) -> tuple[str, Path]:
+    """Return id and artifacts of the only run."""
+    ((run_id, _, folder),) = runs_of(root)
+    return run_id, folder
 
 
 @dataclass
@@ -305,29 +371,26 @@ class Tally:
     processes: int = 0
 
 
-def survive(machine: Machine, root: Path, *, rng: random.Random, kills: int, profile: Ended, **options: Any) -> Tally:
+def survive(project: Project, root: Path, moments: Iterable[Mapping[str, Any]]) -> Tally:
     """Train, kill, resume, kill, … and let it end at last.
 
     Args:
-        machine: Starts the commands.
-        root: The project.
-        rng: Draws the moments.
-        kills: The largest number of kills.
-        profile: A training that was not killed: how often it passed each point, and how long it took.
-        options: Passed on.
+        project: Starts the commands.
+        root: A copy of it.
+        moments: When to kill.
     """
     tally = Tally()
+    coming = iter(moments)
     while True:
         live = [run for run in runs_of(root) if run[1] != "KILLED"]
         words = ("resume", live[0][0]) if live else ("train", "balls.yaml")
-        moment = random_moment(rng, profile) if len(tally.kills) < kills else {}
-        ended = machine.call(root, *words, **moment, **options)
+        ended = project.call(root, *words, **next(coming, {}))
         tally.processes += 1
         if ended.code == -9:
             tally.kills.append(ended.window)
             tally.delivering += ended.delivering
         elif ended.code == 2 and live and "was ended before its settings were kept" in ended.said:
-            reaped = machine.call(root, "runs", "reap")
+            reaped = project.call(root, "runs", "reap")
             assert reaped.code == 0, reaped.said
             tally.reaped += 1
         else:
@@ -335,7 +398,7 @@ def survive(machine: Machine, root: Path, *, rng: random.Random, kills: int, pro
             return tally
 
 
-def random_moment(rng: random.Random, profile: Ended) -> dict[str, Any]:
+def random_moment(rng: random.Random, profile: Ended) -> Mapping[str, Any]:
     """Return a moment to kill: half of them by the clock, half at a point that was passed."""
     if rng.random() < 0.35:
         return {"seconds": rng.uniform(0.0, 0.8 * profile.seconds)}

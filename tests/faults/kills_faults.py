@@ -26,7 +26,7 @@ def without_sampler_position(value: bool) -> None:
 
 
 def profile(path: str) -> None:
-    import cProfile, atexit
+    import cProfile
 
     pr = cProfile.Profile()
     pr.enable()

@@ -70,9 +70,8 @@ def _watch_database(plan: Plan) -> None:
 
 
 def _watch_training(plan: Plan) -> None:
-    import dmx.training.checkpoint as checkpoint
-    import dmx.training.loop as loop
-    import dmx.workflows.saving as saving
+    from dmx.training import checkpoint, loop
+    from dmx.workflows import saving
     from dmx.workflows.validation import Validation
 
     board = plan.board
@@ -93,13 +92,11 @@ def _watch_training(plan: Plan) -> None:
 
 
 def _watch_run(plan: Plan) -> None:
-    import dmx.tracking.delivery as delivery
-    import dmx.tracking.pictures as pictures
     import dmx.tracking.session as sessions
-    import dmx.workflows.resume as resume
-    import dmx.workflows.train as train
+    from dmx.tracking import delivery, pictures
     from dmx.tracking.checkpoints import Checkpoints
     from dmx.tracking.mlflow_store import MlflowStore
+    from dmx.workflows import resume, train
 
     around(
         MlflowStore,

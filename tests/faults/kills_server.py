@@ -50,8 +50,8 @@ def warm_up() -> None:
     import matplotlib.backends.backend_agg
     import matplotlib.figure
     import mlflow.store.artifact.local_artifact_repo
-    import torch.fx.experimental.proxy_tensor
     import torch._dynamo
+    import torch.fx.experimental.proxy_tensor
     import torch.utils._python_dispatch
 
     # Fonts are looked up when the first picture is drawn.
@@ -158,7 +158,7 @@ def prepare(request: dict[str, Any]) -> None:
         for number, name in ((1, "out"), (2, "err")):
             descriptor = os.open(Path(request["output"], name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, number)
-        sys.stdin = open(os.devnull)  # noqa: SIM115  # for the life of the process
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
 
 
