@@ -36,6 +36,18 @@ class LossValue:
     terms: Mapping[str, Tensor]
 
 
+def with_auxiliary(value: LossValue, auxiliary: Sequence[Tensor], *, weight: float) -> LossValue:
+    """Return a loss to which those of auxiliary outputs are added (Szegedy et al. 2015).
+
+    Args:
+        value: Loss of the network's scores.
+        auxiliary: Losses of the auxiliary outputs.
+        weight: Weight of each of them.
+    """
+    added = torch.stack(list(auxiliary)).sum()
+    return LossValue(value.total + weight * added, {**value.terms, "auxiliary": added.detach()})
+
+
 def cross_entropy(
     logits: Tensor,
     target: Tensor,

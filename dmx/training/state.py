@@ -21,7 +21,7 @@ from dmx.training.samples import SampleCounts
 from dmx.training.schedules import Schedule
 from dmx.training.settings import FitSettings
 
-Forward = Callable[[Sequence[Tensor]], Tensor]
+Forward = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 @dataclass
@@ -105,7 +105,7 @@ class TrainState:
 
     Attributes:
         model: The network, on its device.
-        forward: What a step calls: the network, compiled if that is wished.
+        forward: What a step calls: the outputs of the network, auxiliary ones included, compiled if that is wished.
         optimizer: Updates the parameters.
         schedule: Gives the learning rate.
         scaler: Loss scaler of fp16; None otherwise.
@@ -215,7 +215,7 @@ def new_state(
     training = settings.training
     device = resolve_device(training.device)
     place(model, device, channels_last=training.channels_last)
-    forward = cast(Forward, torch.compile(model) if training.compile else model)
+    forward = cast(Forward, torch.compile(model.outputs) if training.compile else model.outputs)
     ready = None if optimizer is None else ReadyOptimizer(model.named_parameters(), optimizer)
     return TrainState(
         model=model,

@@ -13,7 +13,7 @@ from dmx.errors import TrainingError
 from dmx.sampling.batch import Batch
 from dmx.seeding import derive
 from dmx.training.device import lay_out, seed_generators
-from dmx.training.losses import Loss, add_penalties, add_source_penalty
+from dmx.training.losses import Loss, add_penalties, add_source_penalty, with_auxiliary
 from dmx.training.position import Position
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
@@ -87,8 +87,15 @@ def _backward(state: TrainState, batch: Batch, settings: FitSettings, *, loss: L
     inputs = [lay_out(patch, channels_last=training.channels_last) for patch in batch.inputs]
     dtype = DTYPES[training.precision]
     with torch.autocast(state.device.type, dtype=dtype, enabled=dtype is not None):
-        logits = state.forward(inputs)
-    value = loss(logits, batch.target, epoch=exact_epoch(position, settings))
+        logits, *auxiliary = state.forward(inputs)
+    epoch = exact_epoch(position, settings)
+    value = loss(logits, batch.target, epoch=epoch)
+    if auxiliary:
+        value = with_auxiliary(
+            value,
+            [loss(scores, batch.target, epoch=epoch).total for scores in auxiliary],
+            weight=state.model.auxiliary_weight,
+        )
     if not value.total.requires_grad:
         raise TrainingError("The network has nothing to learn: all its layers are frozen. Leave one to be learned.")
     total = value.total / training.accumulate

@@ -186,3 +186,28 @@ def test_a_bug_stays_a_bug(network: Network, batches: Batches, settings: FitSett
     broken = replace(batches(0, 0, 0), inputs=(torch.zeros(2, 9, 5, 5, 5),))
     with pytest.raises(RuntimeError, match="channels"):
         one_step(network, [broken], settings)
+
+
+def test_auxiliary_outputs_are_trained_with_four_tenths_of_their_loss(
+    new_network: Callable[[], Network], batches: Batches, settings: FitSettings
+) -> None:
+    class WithAuxiliary(type(without_chance(new_network()))):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.auxiliary = nn.Conv3d(1, 3, 3)
+
+        def outputs(self, patches: Any) -> tuple[torch.Tensor, ...]:
+            return (self(patches), self.auxiliary(patches[0]))
+
+    batch = batches(0, 0, 0)
+    settings = replace(settings, regularization=RegularizationSection(l1=0.0, l2=0.0))
+    network = without_chance(WithAuxiliary())
+    loss = Loss(settings.losses, len(settings.classes))
+    with torch.no_grad():
+        main, added = (loss(scores, batch.target, epoch=0).total.item() for scores in network.outputs(batch.inputs))
+    before = network.auxiliary.weight.detach().clone()
+    result = one_step(network, [batch], settings)
+    assert result.loss == pytest.approx(main + 0.4 * added, rel=1e-5)
+    assert result.terms["auxiliary"] == pytest.approx(added, rel=1e-5)
+    assert not torch.equal(network.auxiliary.weight, before)
+    assert "auxiliary" not in one_step(without_chance(new_network()), [batch], settings).terms
