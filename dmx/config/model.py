@@ -137,8 +137,9 @@ class ModelSection:
     __pydantic_config__ = _STRICT
 
     name: str = "multiscale"
-    """`multiscale`, a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …), or a function of
-    your own that returns a torch module, `package.module:function`. To classify or score images: `alexnet`,
+    """`multiscale`, a network of MONAI by its class name (UNet, DynUNet, SegResNet, SwinUNETR, …), one of nnU-Net
+    (PlainConvUNet, ResidualEncoderUNet, ResidualUNet), or a function of your own that returns a torch module,
+    `package.module:function`. To classify or score images: `alexnet`,
     `efficientnet-lite0`, or such a function; volumes: `encoder_classifier`, the parallel pathways of `multiscale` or
     the encoder of another network, pooled."""
     arguments: Mapping[str, Any] = field(default_factory=dict)

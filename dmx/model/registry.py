@@ -9,6 +9,7 @@ from dmx.config.model import ModelSection
 from dmx.errors import ModelError, suggest
 from dmx.model.factory import call_arguments, out_name
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
+from dmx.model.nnunet import NETWORKS
 from dmx.model.weights import drawn_from
 
 # These give their scales from coarse to fine; all others begin with the final one.
@@ -44,10 +45,11 @@ def _find_class(name: str) -> type[nn.Module]:
             if "in_channels" in parameters and out_name(parameters):
                 known[key] = value
     if name not in known:
-        classes = {value.__name__ for value in known.values()} | {"multiscale"}
+        classes = {value.__name__ for value in known.values()} | {"multiscale", *NETWORKS}
         raise ModelError(
-            f"model.name must be 'multiscale' or a network in monai.networks.nets that takes in_channels and "
-            f"out_channels, or 'package.module:function' for your own, got '{name}'.{suggest(name, classes)}"
+            f"model.name must be 'multiscale', a network in monai.networks.nets that takes in_channels and "
+            f"out_channels, one of nnU-Net ({', '.join(NETWORKS)}), or 'package.module:function' for your own, got "
+            f"'{name}'.{suggest(name, classes)}"
         )
     return known[name]
 
