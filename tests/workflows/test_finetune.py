@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ import yaml
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.cohort.volume import read_grid, read_volume, write_volume
 from dmx.config.load import as_dict
-from dmx.errors import CohortError, ConfigError, ModelError
+from dmx.errors import CohortError, ConfigError, ModelError, RunError
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.training.checkpoint import read_checkpoint
 from dmx.training.events import StepEnded
 from dmx.workflows.evaluate import EvaluateRequest, evaluate
-from dmx.workflows.finetune import FinetuneRequest, finetune
+from dmx.workflows.finetune import FinetuneRequest, finetune, settings_for
 from dmx.workflows.resume import resume
 from dmx.workflows.train import train
+from dmx.workflows.trained import open_trained
 from tests.workflows.conftest import Teller, session, settings
 from tests.workflows.test_train import assert_same, final_state
 
@@ -97,18 +99,107 @@ def test_an_interrupted_fine_tuning_goes_on_without_a_second_reset(project: Path
     assert_same(final_state(store, whole), final_state(store, store.get_run(parted.id)))
 
 
-def test_kept_moments_change_the_training(project: Path, source: str, other: Path) -> None:
+def initial(project: Path, run: str) -> dict[str, Any]:
+    store = open_store(root=project)
+    return read_checkpoint(checkpoint_path(store, store.get_run(run), "initial", root=project)).as_state()
+
+
+def test_kept_moments_are_those_of_the_source_and_the_schedule_begins_anew(
+    project: Path, source: str, other: Path
+) -> None:
     store = open_store(root=project)
     path = experiment(project, other, optimizer={"name": "adam", "lr": 0.01})
-    kept = finetune(
-        FinetuneRequest(experiment=path, run=source, keep_optimizer=True, allow_leak=True), session(project)
-    )
-    assert store.get_run(kept.run.id).tags["dmx.optimizer_state"] == "kept: --keep-optimizer"
+    teller = Teller()
+    request = FinetuneRequest(experiment=path, run=source, checkpoint="last", keep_optimizer=True, allow_leak=True)
+    kept = finetune(request, session(project, teller)).run.id
+    reset = finetune(replace(request, keep_optimizer=False), session(project)).run.id
+    assert store.get_run(kept).tags["dmx.optimizer_state"] == "kept: --keep-optimizer"
+    assert "Optimizer kept. Uninitialized: no. Reset requested: no." in teller.sentences
+    theirs = final_state(store, store.get_run(source))
+    assert_same(initial(project, kept)["training"]["optimizer"], theirs["training"]["optimizer"])  # type: ignore[index]
+    assert_same(initial(project, kept)["model"], theirs["model"])
+    with pytest.raises(AssertionError):
+        assert_same(initial(project, reset)["training"]["optimizer"], theirs["training"]["optimizer"])  # type: ignore[index]
+    steps = [event.lr for event in teller.events if isinstance(event, StepEnded)]
+    assert steps[0] < steps[1] < steps[2]
     with pytest.raises(ConfigError, match="no optimizer state"):
-        finetune(
-            FinetuneRequest(experiment=path, run=source, checkpoint="initial", keep_optimizer=True, allow_leak=True),
-            session(project),
-        )
+        finetune(replace(request, checkpoint="initial"), session(project))
+
+
+def test_a_checkpoint_is_named_by_its_epoch(project: Path, source: str, other: Path) -> None:
+    store = open_store(root=project)
+    teller = Teller()
+    request = FinetuneRequest(experiment=experiment(project, other), run=source, checkpoint="epoch=0", allow_leak=True)
+    run = store.get_run(finetune(request, session(project, teller)).run.id)
+    theirs = read_checkpoint(checkpoint_path(store, store.get_run(source), "epoch=0", root=project))
+    assert_same(initial(project, run.id)["model"], dict(theirs.prediction_state))
+    assert (run.params["source.checkpoint"], run.params["source.epoch"], run.params["source.step"]) == (
+        "epoch=0",
+        "1",
+        "4",
+    )
+    assert run.tags["dmx.source_checkpoint"] == "checkpoints/step_000000004"
+    place = f"run balls/multiscale-train-1 ({source[:8]})"
+    said = f"Fine-tuning from {place}, checkpoint 'epoch=0' after 1 epochs and 4 steps."
+    assert said in teller.sentences
+    folder = store.local_artifacts(run.id)
+    assert folder is not None
+    log = (folder / "log.txt").read_text()
+    assert said in log
+    assert "Optimizer initialized. Uninitialized: no. Reset requested: yes." in log
+    with pytest.raises(RunError, match=r"no checkpoint 'epoch=7'. It has best, epoch=0, epoch=1, initial, last"):
+        finetune(replace(request, checkpoint="epoch=7"), session(project))
+
+
+def test_a_warm_up_is_the_default_and_can_be_turned_off(project: Path, source: str) -> None:
+    store = open_store(root=project)
+    trained = open_trained(store, source, checkpoint=None, root=project)
+    raw = {"name": "x", "cohort": {"manifest": "cohort.csv"}}
+    settled, notes = settings_for(raw, trained, path=project / "x.yaml")
+    assert settled.schedule.warmup == 1.0
+    assert any("schedule.warmup: 0" in note for note in notes)
+    for given in (0, 2.5):
+        settled, notes = settings_for({**raw, "schedule": {"warmup": given}}, trained, path=project / "x.yaml")
+        assert settled.schedule.warmup == given
+        assert notes == []
+    exact = replace(trained, experiment=replace(trained.experiment, compatibility="deepmedic"))
+    settled, notes = settings_for(raw, exact, path=project / "x.yaml")
+    assert settled.schedule.warmup is None
+    assert notes == []
+
+
+def test_rates_and_the_pull_of_a_fine_tuning_are_params(project: Path, source: str, other: Path) -> None:
+    path = experiment(
+        project,
+        other,
+        optimizer={"name": "sgd", "lr_scale": {"received": 0.1, "fc": 1}},
+        regularization={"l2_to_source": 0.01},
+        freeze={"normal": [1]},
+    )
+    request = FinetuneRequest(experiment=path, run=source, allow_leak=True, strict=True)
+    params = open_store(root=project).get_run(finetune(request, session(project)).run.id).params
+    assert params["optimizer.lr_scale"].startswith("fc=1, received=0.1 (0.1 on ")
+    assert params["regularization.l2_to_source"] == "0.01"
+    assert params["schedule.warmup"] == "1.0"
+    assert params["network.received_parameters"] == params["network.parameters"]
+    assert params["freeze.normal"] == "1"
+
+
+def test_another_number_of_channels_points_to_transfer(project: Path, source: str, other: Path) -> None:
+    cohort = read_manifest(other)
+    cases = tuple(replace(case, channels={**case.channels, "t2": case.channels["t1"]}) for case in cohort.cases)
+    write_manifest(replace(cohort, channels=("t1", "t2"), cases=cases), other)
+    with pytest.raises(ConfigError, match=r"2 channels \(t1, t2\).* has 1 .*dmx transfer"):
+        finetune(FinetuneRequest(experiment=experiment(project, other), run=source), session(project))
+
+
+def test_classes_in_another_order_are_paired_by_name(project: Path, source: str, other: Path) -> None:
+    store = open_store(root=project)
+    cohort = {"manifest": other.name, "classes": ["ball", "background"], "labels": {0: 1, 1: 0}}
+    straight = FinetuneRequest(experiment=experiment(project, other), run=source, allow_leak=True)
+    whole = finetune(straight, session(project)).run
+    turned = finetune(replace(straight, experiment=experiment(project, other, cohort=cohort)), session(project)).run
+    assert_same(final_state(store, whole), final_state(store, turned))
 
 
 def test_another_number_of_classes_points_to_transfer(project: Path, source: str, other: Path) -> None:
@@ -142,6 +233,13 @@ def test_other_preprocessing_is_a_warning_with_both_values(project: Path, source
     path = experiment(project, other, preprocess={"normalize": {"method": "none"}})
     finetune(FinetuneRequest(experiment=path, run=source, allow_leak=True), session(project, teller))
     assert any("method is none here and was zscore" in sentence for sentence in teller.sentences)
+    store = open_store(root=project)
+    run = store.find_run("second/last")
+    assert run.params["preprocess.changed"] == "preprocess.normalize.method: zscore → none"
+    folder = store.local_artifacts(run.id)
+    assert folder is not None
+    changed = json.loads((folder / "config_diff.json").read_text())
+    assert changed["preprocess.normalize.method"] == {"source": "zscore", "here": "none"}
 
 
 def test_scans_of_the_sources_training_do_not_validate(project: Path, source: str, other: Path) -> None:
