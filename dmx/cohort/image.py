@@ -3,9 +3,11 @@
 import io
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,9 +52,7 @@ def read_image(path: str | Path, mode: Literal["RGB"] = "RGB") -> NDArray[np.uin
         if not stat.S_ISREG(path.stat().st_mode):
             raise CohortError(f"Image '{path}' cannot be read: it is not a file.")
         with path.open("rb") as stream:
-            image = _open(path, stream)
-            image.load()
-            upright = _turned(image)
+            upright = _turned(_open(path, stream))
             return np.array(_converted(path, upright, mode), dtype=np.uint8)
     except CohortError:
         raise
@@ -106,25 +106,34 @@ def resize_image(
     return np.array(Image.fromarray(array).resize((width, height), method), dtype=np.uint8)
 
 
-def _open(path: Path, stream: Any) -> "Image":
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what Pillow remarks about an image that it can read; its size is checked here."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open(path: Path, stream: BinaryIO) -> "Image":
     from PIL import Image, UnidentifiedImageError
 
-    with _warnings_lock, warnings.catch_warnings():
-        # Size is checked here; what else Pillow remarks about an image that it can read does not concern the user.
-        warnings.simplefilter("ignore")
+    with _quiet():
         try:
             image = Image.open(stream, formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise _too_large(path) from error
         except UnidentifiedImageError as error:
-            raise CohortError(
-                f"Image '{path}' is damaged or of a kind that is not read ({', '.join(_FORMATS)})."
-            ) from error
-    if image.width * image.height > _MAX_PIXELS:
-        raise _too_large(path)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        raise CohortError(f"Image '{path}' must be one picture, got {frames}: save the one that is meant.")
+            kinds = ", ".join(_FORMATS)
+            raise CohortError(f"Image '{path}' is damaged or of a kind that is not read ({kinds}).") from error
+        if image.width * image.height > _MAX_PIXELS:
+            raise _too_large(path)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":
+            raise CohortError(f"Image '{path}' must be one picture, got {frames}: save the one that is meant.")
+        # The only decoder that remarks while it decodes; the others do so beside each other.
+        if image.format == "TIFF":
+            image.load()
+    image.load()
     return image
 
 
@@ -144,8 +153,7 @@ def _turned(image: "Image") -> "Image":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         turn = turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     return image if turn is None else image.transpose(turn)
 

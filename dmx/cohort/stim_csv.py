@@ -7,9 +7,10 @@ Empty lines do not count. The same image may come several times: that is how rep
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from dmx.cohort.files import atomic_file
 from dmx.cohort.labels import number_text, parse_integer, parse_number
@@ -20,6 +21,30 @@ from dmx.errors import CohortError, suggest
 SUFFIX = ".stim.csv"
 _WHAT = "Stimuli"
 _VIDEO = ("video", "video_clip")
+# From the root of a disk, or a drive of Windows.
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
+
+
+class _Root:
+    """The folder of a list's images, which none of them may leave: a list must not reach any other file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._real = folder.resolve()
+        self._inside: dict[str, bool] = {}
+
+    def require(self, identity: str, error: Callable[[str], CohortError]) -> Path:
+        """Return the image of an id; raise what ``error`` makes of the problem where it lies elsewhere."""
+        if not identity or _ABSOLUTE.match(identity) or ".." in identity.replace("\\", "/").split("/"):
+            raise error(f"must be the path of an image below the folder of 'path=', got {shown(identity)}")
+        image = self.folder / identity
+        # Folders are followed once: that costs more than all else about an image.
+        place = str(image) if os.path.islink(image) else str(image.parent)  # noqa: PTH114  # never raises
+        if place not in self._inside:
+            self._inside[place] = Path(os.path.realpath(place)).is_relative_to(self._real)
+        if not self._inside[place]:
+            raise error(f"{shown(identity)} is a link that leaves the folder '{self.folder}'")
+        return image
 
 
 def read_stim_csv(path: str | Path) -> StimulusSet:
@@ -32,13 +57,13 @@ def read_stim_csv(path: str | Path) -> StimulusSet:
     """
     path = Path(path).absolute()
     header, columns, rows = _parts(path)
-    folder = _folder(path, header)
+    root = _Root(_folder(path, header))
     stimuli = []
     for row, line in rows:
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(columns):
             raise _error(path, row, f"must have {len(columns)} cells like the line 'data=', got {len(cells)}")
-        stimuli.append(_stimulus(path, row, dict(zip(columns, cells, strict=True)), folder))
+        stimuli.append(_stimulus(path, row, dict(zip(columns, cells, strict=True)), root))
     if not stimuli:
         raise CohortError(f"{_WHAT} '{path}' has no stimuli below the line 'data='.")
     classes, labels = classes_of(stimuli)
@@ -63,13 +88,13 @@ def write_stim_csv(stimuli: StimulusSet, path: str | Path) -> None:
     if len(splits := {stimulus.split for stimulus in stimuli.stimuli}) > 1:
         names = ", ".join(sorted(splits)) if "" not in splits else "some stimuli without one"
         raise CohortError(f"A {SUFFIX} has no place for splits ({names}): write each split to a file of its own.")
-    folder = _common_folder(stimuli)
+    root = _Root(_common_folder(stimuli))
     columns = _columns_to_write(stimuli)
     header = {"type": "image", "path": "", **(stimuli.header or {"title": stimuli.name})}
-    header["path"] = _path_to_write(stimuli, path, folder)
+    header["path"] = _path_to_write(stimuli, path, root.folder)
     lines = [*_header_lines(header), f"data={','.join(columns)}"]
     for stimulus in stimuli.stimuli:
-        _require_inside(stimulus.id, folder, stimulus.path, lambda problem: CohortError(f"{ID} {problem}."))
+        root.require(stimulus.id, lambda problem: CohortError(f"{ID} {problem}."))
         lines.append(",".join(_cell(stimulus, column) for column in columns))
     for line in lines:
         if not line.isprintable():
@@ -153,10 +178,9 @@ def _folder(path: Path, header: dict[str, str]) -> Path:
     raise CohortError(f"{_WHAT} '{path}': there is no folder {shown(header['path'])} as its line 'path=' says.")
 
 
-def _stimulus(path: Path, row: int, cells: dict[str, str], folder: Path) -> Stimulus:
-    image = folder / cells[ID]
-    _require_inside(cells[ID], folder, image, lambda problem: _error(path, row, f"{ID} {problem}"))
-    if not _is_file(image):
+def _stimulus(path: Path, row: int, cells: dict[str, str], root: _Root) -> Stimulus:
+    image = root.require(cells[ID], lambda problem: _error(path, row, f"{ID} {problem}"))
+    if not os.path.isfile(image):  # noqa: PTH113  # never raises, however long the name
         raise _error(path, row, f"there is no image '{image}'")
     values = {}
     for column, text in cells.items():
@@ -170,23 +194,6 @@ def _stimulus(path: Path, row: int, cells: dict[str, str], folder: Path) -> Stim
     condition = cells.get(CONDITION) or None
     place = f"{_WHAT} '{path}', row {row}"
     return Stimulus(cells[ID], image, label, condition, values, place=place)
-
-
-def _is_file(image: Path) -> bool:
-    try:
-        return image.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
-def _require_inside(identity: str, folder: Path, image: Path, error: Callable[[str], CohortError]) -> None:
-    """Require that an image lies in the folder, links followed: a file from elsewhere must not reach any other."""
-    windows = PureWindowsPath(identity)
-    parts = {*PurePosixPath(identity).parts, *windows.parts}
-    if not identity or ".." in parts or PurePosixPath(identity).is_absolute() or windows.anchor:
-        raise error(f"must be the path of an image below the folder of 'path=', got {shown(identity)}")
-    if not image.resolve().is_relative_to(folder.resolve()):
-        raise error(f"{shown(identity)} is a link that leaves the folder '{folder}'")
 
 
 def _cannot(text: str, problem: str) -> CohortError:
