@@ -19,7 +19,8 @@ from dmx.model.nnunet_scans import channel_names, class_names, read_preprocessin
 
 _PACKAGE = "dynamic_network_architectures.architectures."
 _ALONG_AXES = ("kernel_sizes", "strides")
-_FOLLOWS = ("conv_op",)
+# What follows from the cohort, or is the same for every network here.
+_FOLLOWS = ("conv_op", "deep_supervision", "input_channels", "num_classes")
 _AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
 

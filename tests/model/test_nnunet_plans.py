@@ -148,9 +148,14 @@ def test_an_architecture_that_is_not_3d_is_one_sentence(changes: dict[str, Any],
 
 def test_a_single_number_holds_for_all_axes() -> None:
     plans = nnunet_folder.plans()
-    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= {"kernel_sizes": 3, "strides": [1, 2, 2]}
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= {
+        "kernel_sizes": 3,
+        "strides": [1, 2, 2],
+        "deep_supervision": True,
+    }
     arguments = read(plans).section.arguments
     assert (arguments["kernel_sizes"], arguments["strides"]) == (3, [1, 2, 2])
+    assert not {"conv_op", "deep_supervision"} & set(arguments)
     del plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     with pytest.raises(ModelError, match="no arch_kwargs"):
         read(plans)
