@@ -50,10 +50,10 @@ def load_model(
         network = open_trained(opened, run_name(run), checkpoint=checkpoint, root=session.root).network
         return network.network if isinstance(network, ModuleNetwork) else network
     stored = stored_checkpoint(opened, run_name(run), checkpoint=checkpoint, root=session.root)
-    state = dict(stored.content.prediction_state)
-    bare = renamed(state)
-    # A network of dmx around a module has the run's names itself.
-    state = bare if bare.keys() & into.state_dict().keys() or not state.keys() & into.state_dict().keys() else state
+    wanted = into.state_dict().keys()
+    # A network of dmx around a module has the wrapper's names itself, the module alone has not.
+    named = (dict(stored.content.prediction_state), renamed(stored.content.prediction_state))
+    state = max(named, key=lambda names: len(wanted & names.keys()))
     problems = _misfits({name: tuple(tensor.shape) for name, tensor in state.items()}, into)
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

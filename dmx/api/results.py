@@ -18,7 +18,8 @@ class Training:
     """What a training has come to. Print it for a table of its epochs.
 
     Attributes:
-        model: The network, in inference mode: the one that was given, or that of the run.
+        model: The network in inference mode: the one that was given, with its last weights; of ``finetune`` and
+            ``resume`` that of the run, with the weights that predict best.
         history: ``epoch_loss``, ``step_loss`` (a list per epoch), ``score_train`` and ``score_validation``.
         run: The run; ``None`` without a store.
         reason: ``finished``, ``stopped`` or ``early_stopping``.

@@ -88,7 +88,7 @@ def train(
     """
     handed = Handed(model=model, head=None if freeze is None else freeze.head_name, optimizer=optimizer)
     words = _words(settings, handed, lr=lr, loss=loss)
-    words |= {"seed": seed, "name": experiment or words.get("name", "python"), "freeze": _frozen(handed, freeze, words)}
+    words |= {"seed": seed, "name": experiment or "python", "freeze": _frozen(handed, freeze, words)}
     words["training"] = {"device": device, **words.get("training", {}), "epochs": epochs}
     uri, root = locate(store)
     if store is None and (experiment or name):
