@@ -214,8 +214,13 @@ def _place(values: Any, path: Sequence[str], value: object, word: str) -> None:
         values[last] = value
 
 
-def section_from_dict(section: type[Section], values: Mapping[str, Any]) -> Section:
-    """Return a section from the plain values that a checkpoint keeps of it.
+def section_from_dict(section: type[Section], values: Mapping[str, Any], *, name: str | None = None) -> Section:
+    """Return a section from plain values, such as a checkpoint keeps of it.
+
+    Args:
+        section: Its class.
+        values: Its settings.
+        name: What error sentences call it; ``None``: its class.
 
     Raises:
         ConfigError: The values are not those of such a section.
@@ -224,7 +229,7 @@ def section_from_dict(section: type[Section], values: Mapping[str, Any]) -> Sect
         return TypeAdapter(section).validate_python(values)
     except ValidationError as error:
         problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
-        raise ConfigError(f"{section.__name__}: {problems}") from None
+        raise ConfigError(f"{name or section.__name__}: {problems}") from None
 
 
 def as_dict(experiment: Experiment) -> dict[str, Any]:

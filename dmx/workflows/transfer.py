@@ -1,6 +1,5 @@
 """Transfer: a network of the experiment's shape receives weights from other runs or files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,11 +281,11 @@ def _plan_of(store: RunStore, source: Trained) -> TransferPlan:
             f"Run '{source.run.experiment}/{source.run.name}' has lost its {PLAN}, which says what was received. "
             "Transfer again."
         )
-    return TransferPlan.from_dict(json.loads(text))
+    return TransferPlan.from_json(text)
 
 
 def _section(raw: Mapping[str, Any]) -> TransferSection:
-    section = section_from_dict(TransferSection, raw.get("transfer") or {})
+    section = section_from_dict(TransferSection, raw.get("transfer") or {}, name="transfer")
     if not section.sources:
         raise ConfigError("transfer.sources must name a run or a file; '--from-run RUN' names one, too.")
     return section

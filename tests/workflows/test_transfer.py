@@ -13,9 +13,11 @@ from dmx.errors import CheckpointError, CohortError, ConfigError, ModelError, Ru
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.training.checkpoint import read_checkpoint
+from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.resume import resume
 from dmx.workflows.train import train
+from dmx.workflows.trained import open_trained
 from dmx.workflows.transfer import prepare_transfer, train_transferred, transfer, transfer_and_train
 from tests.workflows.conftest import Teller, session, settings
 
@@ -282,3 +284,22 @@ def test_strict_refuses_to_freeze_what_a_transfer_leaves_initialized(
         transfer(values, session(project), path=project / "x.yaml", strict=True)
     kept = raw(manifest, source, transfer={"layers": [1]}, freeze={"normal": [1]})
     assert transfer(kept, session(project), path=project / "x.yaml", strict=True).run
+
+
+def test_the_probe_measures_what_was_really_copied(project: Path, manifest: Path, source: str) -> None:
+    values = raw(manifest, source, transfer={"head": "copy"})
+    done = prepare_transfer(values, session(project), path=project / "x.yaml")
+    theirs = open_trained(open_store(root=project), source, checkpoint=None, root=project).network
+    assert equivalence_error(done.plan, done.checked.network, {"source": theirs}) == done.error == 0.0
+    with torch.no_grad():
+        done.checked.network.get_parameter("normal.block_1.conv.weight").mul_(2)
+    wrong = equivalence_error(done.plan, done.checked.network, {"source": theirs})
+    assert wrong is not None
+    assert wrong > 0.1
+    nothing_equal = replace(done.plan, equal=())
+    assert equivalence_error(nothing_equal, done.checked.network, {"source": theirs}) is None
+    quick = {**values, "training": {**values["training"], "epochs": 1}}
+    trained = transfer_and_train(
+        quick, session(project), path=project / "x.yaml", name=None, strict=False, allow_leak=False
+    )
+    assert open_store(root=project).get_run(trained.run.id).metrics["transfer/equivalence_error"] == 0.0
