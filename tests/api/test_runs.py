@@ -113,3 +113,31 @@ def test_a_score_that_is_missing_in_an_epoch_is_none() -> None:
 def test_the_store_may_be_an_address(project: Path, source: str) -> None:
     address = f"sqlite:///{project / 'mlruns' / 'mlflow.db'}"
     assert torch.is_tensor(next(dmx.load_model(source, store=address).parameters()))
+
+
+def test_a_run_gives_to_a_network_of_dmx_which_a_manifest_trains_further(project: Path, source: str) -> None:
+    target = dmx.load_model(source, checkpoint="initial")
+    plan = dmx.plan_transfer("balls/last", target, head="copy", channels=("t1",), classes=("background", "ball"))
+    assert plan.share == 1.0
+    before = weights(project, source)
+    assert not changed(plan.apply(target), before)
+    words = {"sampling": {"segment": 11, "workers": 0}, "validation": {"every_epochs": 0, "volumes_every_epochs": 0}}
+    head = torch.optim.Adam(target.get_submodule("head").parameters(), lr=0.01)
+    done = dmx.train(
+        target,
+        "cohort.csv",
+        epochs=1,
+        optimizer=head,
+        batch_size=2,
+        settings={**words, "training": {"steps_per_epoch": 2}},
+        store="mlruns",
+    )
+    assert changed(target, before)
+    assert all(name.startswith("head.") for name in changed(target, before))
+    assert done.run is not None
+    assert not changed(dmx.load_model(done.run.id), state(target))
+    with pytest.raises(dmx.DmxError, match=r"made in Python with torch's Adam"):
+        dmx.resume(done.run.id, epochs=2, schedule="restart")
+    three = {**words, "cohort": {"classes": ["background", "ball", "halo"]}}
+    with pytest.raises(dmx.DmxError, match=r"reads 1 channels and scores 2 classes, the cohort has 1 .* and 3"):
+        dmx.train(target, "cohort.csv", epochs=1, settings=three)
