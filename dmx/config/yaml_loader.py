@@ -56,8 +56,14 @@ _Loader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# Text that hides what it says.
-_Loader.add_constructor("tag:yaml.org,2002:binary", _Loader.construct_undefined)
+
+
+def _refuse(loader: _Loader, node: yaml.Node) -> None:
+    """Refuse text that hides what it says."""
+    raise yaml.constructor.ConstructorError(None, None, "binary values (!!binary) are not allowed", node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:binary", _refuse)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 

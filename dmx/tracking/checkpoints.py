@@ -12,6 +12,7 @@ from dmx.tracking.store import CheckpointModel, RunInfo, RunReader
 
 _TAG = "dmx.checkpoint."
 _LATEST = "mlflow.latest_checkpoint_artifact"
+_PATH = re.compile(r"checkpoints/step_\d{1,18}(?:_epoch_\d{1,9})?")
 _STEP = re.compile(r"step_(\d+)(?:_epoch_\d+)?$")
 
 Write = Callable[[Mapping[str, object]], None]
@@ -29,10 +30,16 @@ def checkpoint_tag(name: str) -> str:
 def checkpoint_names(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the path of each named checkpoint, below the run's artifacts.
 
+    A tag that points anywhere else was not written by a training, and names nothing.
+
     >>> checkpoint_names({"dmx.checkpoint.epoch:4": "checkpoints/step_000000400", "dmx.kind": "train"})
     {'epoch=4': 'checkpoints/step_000000400'}
     """
-    return {key.removeprefix(_TAG).replace(":", "="): path for key, path in tags.items() if key.startswith(_TAG)}
+    return {
+        key.removeprefix(_TAG).replace(":", "="): path
+        for key, path in tags.items()
+        if key.startswith(_TAG) and _PATH.fullmatch(path)
+    }
 
 
 def kept_models(names: Mapping[str, str]) -> list[CheckpointModel]:

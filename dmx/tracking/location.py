@@ -10,7 +10,9 @@ from dmx.errors import RunError
 from dmx.tracking.embedded import database_path
 
 _VIEW = "workflowType=machine_learning&viewStateShareKey=dmx"
-_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s@]*)@")
+# A password ends at the last @ of its word: one that was not escaped can hold others.
+_PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s'\"<>]*)@")
+_QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"<>]+", re.IGNORECASE)
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -48,12 +50,12 @@ def is_server(uri: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """Hide the password of every address in a text.
+    """Hide the password of every address in a text, before its host or among its options.
 
     >>> mask("postgresql://anna:secret@db/mlflow is down")
     'postgresql://anna:***@db/mlflow is down'
     """
-    return _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text)
+    return _QUERY.sub(r"\g<key>***", _PASSWORD.sub(r"\g<scheme>\g<user>:***@", text))
 
 
 def folder_name(experiment: str) -> str:

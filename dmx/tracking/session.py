@@ -1,8 +1,9 @@
 """A run while a process works on it."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from dmx import __version__
+from dmx.errors import RunError
 from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
 from dmx.tracking.folder import RunFolder, drafted
 from dmx.tracking.journal import Journal, last_steps
-from dmx.tracking.location import project_root
+from dmx.tracking.location import mask, project_root
 from dmx.tracking.names import check_name, next_name
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.process import now, process_tags, require_free
@@ -23,6 +25,7 @@ from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_TAG = 5000
 _MAX_PARAM = 500
 
@@ -98,12 +101,16 @@ class ActiveRun:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log settings; they never change afterwards."""
-        self.write({"do": "params", "values": {key: str(value)[:_MAX_PARAM] for key, value in params.items()}})
+        self.write({"do": "params", "values": {key: mask(str(value))[:_MAX_PARAM] for key, value in params.items()}})
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags; ``None`` removes one."""
-        values = {key: value if value is None else self.hide(value)[:_MAX_TAG] for key, value in tags.items()}
+        values = {key: value if value is None else self._told(value)[:_MAX_TAG] for key, value in tags.items()}
         self.write({"do": "tags", "values": values})
+
+    def _told(self, text: str) -> str:
+        """Return a text as it may be kept: without subjects where they are hidden, never with a password."""
+        return mask(self.hide(text))
 
     def log_file(self, path: str) -> None:
         """Make a file or folder below :attr:`files` an artifact."""
@@ -113,7 +120,7 @@ class ActiveRun:
         """Make a text an artifact."""
         with self.guarded(path):
             with drafted(self.files / path) as draft:
-                draft.write_text(self.hide(text), encoding="utf-8")
+                draft.write_text(self._told(text), encoding="utf-8")
             self.log_file(path)
 
     def log_figure(self, path: str, figure: "Figure") -> None:
@@ -137,7 +144,7 @@ class ActiveRun:
     def log_line(self, text: str) -> None:
         """Add a line with the time to ``log.txt``."""
         with self.guarded("log.txt"), (self.files / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.hide(text)}\n")
+            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self._told(text)}\n")
 
     def sync(self) -> None:
         """Return when the disk has all that was logged; part of every checkpoint."""
@@ -155,7 +162,7 @@ class ActiveRun:
     def _note_once(self, what: str, error: Exception) -> None:
         if not self._noted:
             self._noted = True
-            self.notify(f"{what} cannot be logged ({type(error).__name__}: {error}). The work goes on.")
+            self.notify(f"{what} cannot be logged ({type(error).__name__}: {mask(str(error))}). The work goes on.")
 
     def end(self, status: Status, reason: str = "") -> None:
         """End the run: its status, the reason as a tag, the kept checkpoints as models; then deliver everything.
@@ -176,7 +183,12 @@ class ActiveRun:
         self.write({"do": "status", "status": status})
         with self.guarded("The end of the run"):
             self._journal.close()
+        with self.guarded("The end of the run"):
             if not self._courier.close():
+                if status != "FINISHED":
+                    # What holds up the journal, a full disk perhaps, must not make a dead run look alive.
+                    with suppress(RunError):
+                        self.store.set_status(self.info.id, status)
                 self.notify(
                     f"Run {self.info.id} is not yet complete in {self.store.uri}. "
                     f"When it can be reached, run 'dmx runs sync {self.info.id[:8]}'."
@@ -221,7 +233,7 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
     if new.note:
         # The summary replaces the note and repeats it.
         tags |= {"mlflow.note.content": new.note[:_MAX_TAG], "dmx.description": new.note[:_MAX_TAG]}
-    info = store.create_run(new.experiment, name=name, tags=tags)
+    info = store.create_run(new.experiment, name=name, tags={key: mask(value) for key, value in tags.items()})
     folder = run_folder(store, info.id, root)
     folder.lock()
     run = ActiveRun(store, info, folder, notify)
@@ -255,6 +267,8 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
 
 def run_folder(store: RunStore, run_id: str, root: Path | None = None) -> RunFolder:
     """Return the folder of a run on this machine."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"The run store names a run {run_id[:60]!r}, which is no id that a folder could have.")
     path = (root or project_root()) / "mlruns" / "local" / run_id
     return RunFolder(path, store.local_artifacts(run_id))
 

@@ -30,6 +30,7 @@ MODEL: Final = "model.safetensors"
 AVERAGE: Final = "average.safetensors"
 TRAINING_STATE: Final = "training_state.pt"
 
+_FILES = (MODEL, AVERAGE, TRAINING_STATE)
 _RESERVED = ("format_version", "files", "sha256")
 
 
@@ -136,7 +137,7 @@ def read_checkpoint(folder: Path, *, verify: bool = True, with_training_state: b
         CheckpointError: It is missing, damaged, incomplete, or written by a newer version.
     """
     manifest = read_manifest(folder)
-    problems = verify_checkpoint(folder) if verify else _missing(folder, manifest)
+    problems = verify_checkpoint(folder) if verify else [*_missing(folder, manifest), *_outside(folder, manifest)]
     if problems:
         raise CheckpointError(f"Checkpoint '{folder}' is damaged and was not loaded: {'; '.join(problems)}.")
     return Checkpoint(
@@ -184,7 +185,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"'{folder}' is not a complete checkpoint: it has no {MANIFEST}.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} cannot be read ({error}).") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -193,6 +194,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not list its files.")
+    for name, entry in manifest["files"].items():
+        if name not in _FILES:
+            raise CheckpointError(
+                f"Checkpoint '{folder}' was not loaded: {MANIFEST} lists '{name}', which is none of its files."
+            )
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not say what {name} holds.")
     return manifest
 
 
@@ -208,7 +216,7 @@ def verify_checkpoint(folder: Path) -> list[str]:
     if not untouched or manifest.get("sha256") != _digest(content):
         # What it says about the files cannot be trusted either.
         return [f"{MANIFEST} was changed after it was written"]
-    problems = _missing(folder, manifest)
+    problems = [*_missing(folder, manifest), *_outside(folder, manifest)]
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -223,6 +231,16 @@ def verify_checkpoint(folder: Path) -> list[str]:
 def _missing(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     required = {MODEL, TRAINING_STATE, *manifest["files"]}
     return [f"{name} is missing" for name in sorted(required) if not (folder / name).is_file()]
+
+
+def _outside(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Name the files that are links to places outside of the checkpoint."""
+    home = folder.resolve()
+    return [
+        f"{name} is a link that leaves the folder"
+        for name in sorted({MODEL, TRAINING_STATE, *manifest["files"]})
+        if (folder / name).is_symlink() and not (folder / name).resolve().is_relative_to(home)
+    ]
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -300,5 +318,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged bytes
-        raise CheckpointError(f"'{path}' cannot be read as a training state: {error}.") from error
+        first = str(error).partition("\n")[0]
+        raise CheckpointError(f"'{path}' cannot be read as a training state without executing code: {first}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"'{path}' is no training state: it holds {type(state).__name__}.")
     return state

@@ -33,7 +33,7 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
             TensorInfo(name, tuple(int(n) for n in entry["shape"]), _dtype(entry["dtype"]), not is_buffer(name))
             for name, entry in entries.items()
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _no_safetensors(path, f"an entry lacks {error}") from error
     return tuple(sorted(infos, key=lambda info: natural_key(info.name)))
 
@@ -48,7 +48,7 @@ def _entries(path: Path) -> dict[str, Any]:
         entries = json.loads(text)
     except OSError as error:
         raise CheckpointError(f"Weights '{path}' cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_safetensors(path, "its table of contents is no JSON") from error
     if len(text) < length or not isinstance(entries, dict):
         raise _no_safetensors(path, "its table of contents is cut off")

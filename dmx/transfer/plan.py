@@ -1,5 +1,6 @@
 """The outcome of planning: for every tensor what happens to it, as values that can be kept and read again."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,6 +58,23 @@ class TransferPlan:
         """Return JSON values from which :meth:`from_dict` makes the same plan."""
         totals = {"received": self.received, "parameters": self.parameters, "share": self.share}
         return {"format_version": FORMAT_VERSION, **totals, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, text: str) -> "TransferPlan":
+        """Return the plan that a file holds.
+
+        Raises:
+            TransferError: It was written by another version, or is no plan.
+        """
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict):
+                raise TypeError(f"a {type(values).__name__} instead of an object")
+            return cls.from_dict(values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise TransferError(
+                f"The transfer plan is damaged ({type(error).__name__}: {error}). Transfer again."
+            ) from error
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "TransferPlan":

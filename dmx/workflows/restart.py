@@ -125,7 +125,7 @@ def _opened(store: RunStore, given: _Given, root: Path) -> Trained:
 def _require_same_plan(run: ActiveRun, plan: TransferPlan) -> None:
     """Require the plan that the run has kept, if it came so far."""
     file = run.files / PLAN
-    if file.is_file() and TransferPlan.from_dict(json.loads(file.read_text(encoding="utf-8"))) != plan:
+    if file.is_file() and TransferPlan.from_json(file.read_text(encoding="utf-8")) != plan:
         raise RunError(
             f"The transfer of run '{run.info.experiment}/{run.info.name}' comes out differently than at first, so it "
             "cannot begin again. Make a new run."
