@@ -262,12 +262,7 @@ def _file_sha256(path: Path) -> str:
 
 
 def weights_bytes(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of a safetensors file.
-
-    Args:
-        tensors: Weights by name.
-        metadata: Texts to put into its header.
-    """
+    """Return the content of a safetensors file of tensors by name, with texts in its header."""
     from safetensors.torch import save
 
     whole: dict[str, Tensor] = {}
