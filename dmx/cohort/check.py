@@ -27,12 +27,14 @@ class CheckReport:
         num_cases: Cases that were checked.
         num_files: Files that were checked.
         findings: In the order of the manifest; what concerns several cases comes last.
+        sha256: What each file held then; empty for one that could not be read.
     """
 
     cohort: str
     num_cases: int
     num_files: int
     findings: tuple[Finding, ...]
+    sha256: Mapping[Path, str]
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -46,7 +48,8 @@ class CheckReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self) | {
+        numbers = {"cohort": self.cohort, "num_cases": self.num_cases, "num_files": self.num_files}
+        return numbers | {
             "findings": [asdict(finding) for finding in self.findings],
             "num_errors": len(self.errors),
             "num_warnings": len(self.warnings),
@@ -92,7 +95,8 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         *_subjects_in_two_splits(cases),
         *_duplicates(cases, by_case),
     ]
-    return CheckReport(cohort.name, len(cases), len({path for path, _ in facts}), tuple(findings))
+    digests = {path: fact.sha256 for (path, _), fact in facts.items()}
+    return CheckReport(cohort.name, len(cases), len(digests), tuple(findings), digests)
 
 
 def _kind(column: str) -> Kind:

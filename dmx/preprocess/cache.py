@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from dmx.cohort.case import Case
 from dmx.cohort.digest import files_sha256
-from dmx.errors import DmxError
+from dmx.errors import CohortError, DmxError
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.entry import FORMAT, CachedCase, read_index, write_entry
 from dmx.preprocess.folder import make_entry, ready_folder, require_index
@@ -82,7 +85,8 @@ class CaseCache:
                 yield key
             return
         # A fork would copy the threads' locks of the libraries that are loaded here.
-        with ProcessPoolExecutor(min(processes, len(todo)), mp_context=get_context("spawn")) as pool:
+        workers = min(processes, len(todo))
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
             jobs = {key: pool.submit(_prepare_one, self.folder, key, case, contract) for key, case in todo.items()}
             try:
                 for key, job in jobs.items():
@@ -121,9 +125,27 @@ def entry_keys(cases: Sequence[Case], contract: Contract) -> list[str]:
     ]
 
 
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is killed; otherwise it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _prepare_one(folder: Path, key: str, case: Case, contract: Contract) -> None:
     # Another process may have been faster.
     if read_index(folder / key) is not None:
         return
     prepared = preprocess_case(case, contract)
+    if entry_keys([case], contract) != [key]:
+        files = ", ".join(map(str, case.files().values()))
+        raise CohortError(
+            f"A file of case '{case.name}' changed while it was prepared ({files}). Start again when nobody writes to "
+            "it."
+        )
     make_entry(folder, key, lambda beside: write_entry(beside, prepared, num_classes=len(contract.classes)))

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dmx.errors import CohortError
 from dmx.geometry import Triple
 from dmx.preprocess.native import Geometry
 from dmx.preprocess.pipeline import PreparedCase
@@ -115,14 +116,25 @@ class CachedCase:
 
 
 def open_array(folder: Path, place: Mapping[str, Any]) -> NDArray[Any]:
-    """Map an array of an entry into memory."""
+    """Map an array of an entry into memory.
+
+    Raises:
+        CohortError: The entry is gone, or cut off.
+    """
     shape = tuple(place["shape"])
     path = folder / ARRAYS
     mapped = _OPEN.get(path)
     if mapped is None:
-        with path.open("rb") as file:
-            # Copy on write: torch warns about arrays that cannot be written, and the file stays as it is either way.
-            mapped = _OPEN[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            with path.open("rb") as file:
+                # Copy on write: torch warns about arrays that cannot be written, and the file stays as it is anyway.
+                mapped = _OPEN[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            reason = "it is gone" if isinstance(error, FileNotFoundError) else error
+            raise CohortError(
+                f"The prepared case '{folder}' cannot be read: {reason}. It was whole when the work began; whoever "
+                "goes on prepares it anew."
+            ) from error
     count = int(np.prod(shape, dtype=np.int64))
     flat = np.frombuffer(mapped, dtype=place["dtype"], count=count, offset=place["offset"])
     return flat.reshape(shape)

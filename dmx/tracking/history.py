@@ -29,6 +29,7 @@ class History:
         rows = self.rows()
         self.columns = list(rows[0]) if rows else []
         self.last_step = int(rows[-1]["step"]) if rows else -1
+        self._waiting: list[str] = []
 
     def rows(self) -> list[dict[str, str]]:
         """Return all rows as text."""
@@ -42,10 +43,21 @@ class History:
         row = {"step": step, **values}
         if not row.keys() <= set(self.columns):
             self._widen([key for key in row if key not in self.columns])
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_line([row.get(column, "") for column in self.columns]))
         self.last_step = step
+        self._waiting.append(_line([row.get(column, "") for column in self.columns]))
+        self._append()
         return True
+
+    def _append(self) -> None:
+        """Write what waits; a disk that is full keeps whole rows, and gets the others when it has room."""
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.writelines(self._waiting)
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+        self._waiting.clear()
 
     def _widen(self, new: list[str]) -> None:
         rows = self.rows()

@@ -175,6 +175,10 @@ def _update(state: TrainState, lr: float, *, skipped: bool) -> None:
         state.average.update(state.model)
 
 
+class MemoryTooSmallError(TrainingError):
+    """Report a pass that needs more memory than the device has."""
+
+
 @contextmanager
 def _explained(batch: Batch) -> Iterator[None]:
     """Turn what torch says about memory and determinism into a sentence that names the settings."""
@@ -185,7 +189,7 @@ def _explained(batch: Batch) -> Iterator[None]:
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
         if out_of_memory:
             shapes = ", ".join("x".join(str(size) for size in patch.shape[2:]) for patch in batch.inputs)
-            raise TrainingError(
+            raise MemoryTooSmallError(
                 f"The memory of '{batch.target.device}' is too small for {len(batch.cases)} segments per pass with "
                 f"patches of {shapes} voxels. Lower training.batch_size (and raise training.accumulate to keep the "
                 "step as it is), or sampling.segment, or use training.precision 'bf16'."

@@ -1,12 +1,15 @@
 """Put the parts of a training together; the same way for a new training and for one that goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from dmx.cohort.case import Case
 from dmx.cohort.check import CheckReport, check_cohort
+from dmx.cohort.digest import files_sha256
 from dmx.config.sections import Experiment
 from dmx.errors import CohortError, ConfigError
 from dmx.geometry import SegmentPlan, triple
@@ -158,6 +161,21 @@ def require_no_errors(findings: CheckReport) -> None:
         )
 
 
+def _require_unchanged(cases: Sequence[Case], known: Mapping[Path, str]) -> None:
+    """Require the files that were checked.
+
+    Raises:
+        CohortError: A file holds something else by now, or is gone.
+    """
+    used = {path: case.name for case in cases for path in case.files().values() if path in known}
+    for path, digest in files_sha256(used).items():
+        if digest != known[path]:
+            raise CohortError(
+                f"'{path}' of case '{used[path]}' has changed since it was checked a moment ago (its SHA-256 differs). "
+                "Start again when nobody writes to it."
+            )
+
+
 def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] | None = None) -> Assembled:
     """Prepare the cases and make sampler, state and validation.
 
@@ -169,6 +187,7 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
     experiment, device = checked.experiment, checked.device
     data = checked.data
     cases = (*data.training, *data.validation)
+    _require_unchanged(cases, checked.findings.sha256)
     cached = prepare_cases(cases, checked.contract, root=session.root, progress=session.progress("preparing cases"))
     training, held_out = cached[: len(data.training)], cached[len(data.training) :]
     memory = experiment.sampling.memory_gb

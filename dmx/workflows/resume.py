@@ -28,6 +28,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.train import Trainee, run_fit
 from dmx.workflows.trained import run_experiment
 
+_SHOWN = 5
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
 _CHANGEABLE = {"device": "training", "threads": "training", "workers": "sampling"}
@@ -175,11 +176,20 @@ def _require_same_cases(store: RunReader, info: RunInfo, checked: Checked) -> No
     known = read_identity(store, info)
     data = checked.data
     now = identity(data.cohort.name, {"training": data.training, "validation": data.validation})
-    if known is not None and known != now:
-        raise CohortError(
-            f"The cases of cohort '{data.cohort.name}' are not those with which run '{info.experiment}/{info.name}' "
-            "began, so it cannot go on exactly. Restore them, or begin a new run with 'dmx finetune'."
-        )
+    if known is None or known == now:
+        return
+    changed = [
+        case.name
+        for split, cases in (("training", data.training), ("validation", data.validation))
+        for case, entry in zip(cases, now[split], strict=True)
+        if entry not in known[split]
+    ]
+    names = ", ".join(changed[:_SHOWN]) + (" and others" if len(changed) > _SHOWN else "")
+    raise CohortError(
+        f"The cases of cohort '{data.cohort.name}' are not those with which run '{info.experiment}/{info.name}' began, "
+        f"so it cannot go on exactly{f': new or changed are {names}' if names else ': some are missing'}. Restore "
+        "them, or begin a new run with 'dmx finetune'."
+    )
 
 
 def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:

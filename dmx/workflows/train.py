@@ -18,6 +18,7 @@ from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
 from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.lineage import log_lineage
+from dmx.workflows.memory import advised
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
 from dmx.workflows.received import origin_params
@@ -123,7 +124,7 @@ def run_fit(
 ) -> Trainee:
     """Train, record, and end the run."""
     checked = assembled.checked
-    with assembled.batches() as batches:
+    with assembled.batches() as batches, advised(checked):
         result = fit_in_run(
             run,
             assembled.state,

@@ -1,5 +1,9 @@
 """Faults that a request can bring into a process, by name; each takes one value."""
 
+import importlib
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 
@@ -25,18 +29,64 @@ def without_sampler_position(value: bool) -> None:
     Prefetcher.get = get  # type: ignore[method-assign]
 
 
-def profile(path: str) -> None:
-    import cProfile
+def one_core(value: bool) -> None:
+    """Prepare cases in this process."""
+    if value:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-    pr = cProfile.Profile()
-    pr.enable()
-    import os
 
-    ex = os._exit
+def sampler_raises(after: int) -> None:
+    """Let a draw fail in whichever thread makes it, with something that nobody foresaw."""
+    from dmx.sampling.sampler import SegmentSampler
 
-    def e(c):
-        pr.disable()
-        pr.dump_stats(path)
-        ex(c)
+    inner = SegmentSampler.batch
+    draws: list[int] = []
 
-    os._exit = e
+    def batch(self: Any, *key: int) -> Any:
+        draws.append(1)
+        if len(draws) > after:
+            raise OSError(5, "Input/output error")
+        return inner(self, *key)
+
+    SegmentSampler.batch = batch  # type: ignore[method-assign]
+
+
+def change_file(what: dict[str, str]) -> None:
+    """Write something else into a file, or remove it, when a function is called (``after`` the check, or a read)."""
+    path = Path(what["path"])
+    module, _, name = what["when"].rpartition(".")
+    owner = importlib.import_module(module)
+    inner = getattr(owner, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        if what["content"]:
+            shutil.copy(what["content"], path)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return result
+
+    setattr(owner, name, call)
+
+
+def memory_for(voxels: int) -> None:
+    """Let a pass over more voxels than that run out of memory."""
+    import torch
+
+    from dmx.model.multiscale import MultiScaleNet
+
+    inner = MultiScaleNet.forward
+
+    def forward(self: Any, patches: Any) -> Any:
+        if not patches[0].is_meta and patches[0][:, 0].numel() > voxels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return inner(self, patches)
+
+    MultiScaleNet.forward = forward  # type: ignore[method-assign]
+
+
+def memory_group(folder: str) -> None:
+    """Put this process into a control group."""
+    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
