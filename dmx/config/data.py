@@ -27,6 +27,8 @@ class CohortSection:
     """Names of the classes, background first; empty: as the manifest says."""
     labels: Mapping[int, int] = field(default_factory=dict)
     """Label in the file: class index; labels that are not named stay as they are. Merges or drops classes."""
+    targets: tuple[str, ...] = ()
+    """Columns `target_<name>` of the manifest, by name, that a regression learns."""
     fill: Mapping[str, float] = field(default_factory=dict)
     """Channel: value (after normalization) that stands for it in cases that lack it."""
     fold: int | None = None
@@ -128,6 +130,8 @@ class SamplingSection:
     """Share of each category, in the order foreground, background or class 0, 1, …; empty: equal."""
     weight_maps: tuple[str, ...] = ()
     """Weight-map columns of the manifest (without `weight_`), one per category, that replace the category's region."""
+    balanced: bool = False
+    """Whole images or volumes: each class comes equally often."""
     cases_per_epoch: int | None = None
     """Draw from that many cases in an epoch (another choice each epoch); empty: from all."""
     workers: int = 1

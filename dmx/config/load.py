@@ -10,7 +10,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from dmx.config.files import with_absolute_files
 from dmx.config.sections import Experiment
+from dmx.config.tasks import with_task_defaults
 from dmx.config.trust import trust_given
 from dmx.config.yaml_loader import MAX_DEPTH, parse_yaml, read_yaml
 from dmx.errors import ConfigError, suggest
@@ -76,8 +78,11 @@ def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", fold
     Raises:
         ConfigError: Names every setting that cannot be used.
     """
-    raw = _with_absolute_manifest(raw, folder)
+    raw = with_task_defaults(with_absolute_files(raw, folder))
     _require_usable_numbers(raw, source)
+    if "cohort" not in raw and not raw.get("stimuli"):
+        images = "" if raw.get("task", "segmentation") == "segmentation" else ", or 'stimuli' for images"
+        raise ConfigError(f"{source}: setting 'cohort' is missing{images}")
     try:
         return _adapter().validate_python(raw)
     except ValidationError as error:
@@ -101,24 +106,6 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(part)
     else:
         yield value
-
-
-def _with_absolute_manifest(raw: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    values = dict(raw)
-    cohort = values.get("cohort")
-    named = cohort.get("manifest") if isinstance(cohort, dict) else None
-    # An imported network's configuration names none.
-    if folder is not None and isinstance(cohort, dict) and isinstance(named, str) and named:
-        manifest = Path(named)
-        # The configuration that a run keeps names its manifest relative to the project.
-        place = next((base for base in (folder, Path.cwd()) if (base / manifest).is_file()), folder)
-        try:
-            found = (place / manifest).resolve()
-        except (RuntimeError, ValueError, OSError):
-            # Links that lead to each other, or what no path can hold: reading it will say so.
-            found = place / manifest
-        values["cohort"] = {**cohort, "manifest": str(found)}
-    return values
 
 
 def _sentence(details: Mapping[str, Any]) -> str:
@@ -194,7 +181,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _place(values: Any, path: Sequence[str], value: object, word: str) -> None:
@@ -245,13 +232,19 @@ def as_yaml(experiment: Experiment) -> str:
 
 def as_changed_yaml(experiment: Experiment) -> str:
     """Return only the settings that differ from the defaults, as YAML."""
-    plain = Experiment(name=experiment.name, cohort=type(experiment.cohort)(manifest=experiment.cohort.manifest))
-    changed = _changed(as_dict(experiment), as_dict(plain))
-    required = {
-        "name": experiment.name,
-        "cohort": {"manifest": experiment.cohort.manifest, **changed.pop("cohort", {})},
-    }
-    return yaml.safe_dump(required | changed, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    named: dict[str, Any] = {"name": experiment.name}
+    if experiment.task != "segmentation":
+        named["task"] = experiment.task
+    if experiment.stimuli is None:
+        targets = {"targets": experiment.cohort.targets} if experiment.cohort.targets else {}
+        named["cohort"] = {"manifest": experiment.cohort.manifest, **targets}
+    else:
+        targets = {"targets": experiment.stimuli.targets} if experiment.stimuli.targets else {}
+        named["stimuli"] = {"source": experiment.stimuli.source, **targets}
+    changed = _changed(as_dict(experiment), as_dict(build_experiment(named)))
+    for key in named.keys() & {"cohort", "stimuli"}:
+        named[key] = {**_copy(named[key]), **changed.pop(key, {})}
+    return yaml.safe_dump(named | changed, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,8 @@ class LossSection:
     """Weight of the soft intersection over union (DeepMedic: iou)."""
     soft_dice: float = 0.0
     """Weight of the soft Dice over all classes (DeepMedic: dsc)."""
+    mse: float = 0.0
+    """Weight of the mean squared error, the loss of a regression (1 there by default)."""
     monai: tuple[MonaiLoss, ...] = ()
     """Losses of MONAI to add."""
     class_weights: Literal["none", "frequency"] | tuple[float, ...] = "none"
@@ -134,7 +136,7 @@ class LossSection:
     """Share of the truth that is spread over all classes."""
 
     def __post_init__(self) -> None:
-        weights = (self.cross_entropy, self.soft_iou, self.soft_dice, *(loss.weight for loss in self.monai))
+        weights = (self.cross_entropy, self.soft_iou, self.soft_dice, self.mse, *(loss.weight for loss in self.monai))
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError("losses must have weights of at least 0 and one above 0")
         between("label_smoothing", self.label_smoothing, 0.0, 1.0)

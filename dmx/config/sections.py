@@ -12,8 +12,10 @@ from dmx.config.augmentation import AugmentationSection
 from dmx.config.check import at_least, between, positive, size
 from dmx.config.data import CohortSection, NormalizeSection, PreprocessSection, SamplingSection
 from dmx.config.freeze import FreezeSection
+from dmx.config.images import ImageAugmentationSection, ImagePreprocessSection, StimuliSection
 from dmx.config.model import ModelSection
 from dmx.config.optimization import LossSection, MonaiLoss, OptimizerSection, RegularizationSection, ScheduleSection
+from dmx.config.tasks import Task, check_task
 from dmx.config.transfer import TransferSection
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "CohortSection",
     "Experiment",
     "FreezeSection",
+    "ImageAugmentationSection",
+    "ImagePreprocessSection",
     "LossSection",
     "ModelSection",
     "MonaiLoss",
@@ -32,6 +36,8 @@ __all__ = [
     "RegularizationSection",
     "SamplingSection",
     "ScheduleSection",
+    "StimuliSection",
+    "Task",
     "TrackingSection",
     "TrainingSection",
     "ValidationSection",
@@ -53,9 +59,9 @@ class TrainingSection:
     epochs: int = 35
     """Number of epochs."""
     steps_per_epoch: int = 100
-    """Optimizer updates per epoch."""
+    """Optimizer updates per epoch; 0, the default for whole images and volumes: as many as one pass over them takes."""
     batch_size: int = 10
-    """Segments per forward pass."""
+    """Segments per forward pass. Other tasks: images or volumes."""
     accumulate: int = 1
     """Forward passes whose gradients are averaged into one step."""
     device: str = "auto"
@@ -76,8 +82,9 @@ class TrainingSection:
     """CPU threads of the training; empty: as torch chooses, usually all cores."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate"):
             at_least(name, getattr(self, name), 1)
+        at_least("steps_per_epoch", self.steps_per_epoch, 0)
         if self.gradient_clip is not None:
             positive("gradient_clip", self.gradient_clip)
         if self.threads is not None:
@@ -93,7 +100,10 @@ class ValidationSection:
     __pydantic_config__ = _STRICT
 
     every_epochs: int = 1
-    """Epochs between validations on sampled segments, and after the last epoch; 0: never."""
+    """Epochs between validations on sampled segments (of whole images and volumes: on all), and after the last epoch;
+    0: never."""
+    score_train: bool = False
+    """Also score all training images or volumes then, in inference mode; not for segmentation."""
     segments: int = 100
     """Segments per validation, at least; the same ones each time, drawn uniformly from all cases."""
     segment: int | Triple | None = None
@@ -128,7 +138,8 @@ class CheckpointSection:
     keep_epochs: tuple[int, ...] = ()
     """Epochs, from 0, whose checkpoint is kept for ever."""
     best_metric: str = "auto"
-    """Metric that names the best checkpoint; auto: val_volume/dice, else val/dice, else the training loss."""
+    """Metric that names the best checkpoint; auto: val_volume/dice, else val/dice, else the training loss;
+    classification: val/accuracy, regression: val/loss."""
     best_mode: Literal["max", "min", "auto"] = "auto"
     """Whether larger or smaller is better; auto: smaller for a loss."""
     early_stopping: int | None = None
@@ -155,7 +166,7 @@ class PredictionSection:
     mirror: tuple[Literal[0, 1, 2], ...] = ()
     """Axes whose mirrored predictions are averaged; with orientation RAS 0 is left-right, 1 back-front, 2 down-up."""
     batch_size: int = 1
-    """Tiles per forward pass."""
+    """Tiles, images or volumes per forward pass."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of prediction; empty: as in training."""
 
@@ -192,16 +203,22 @@ class Experiment:
     """Short name; also the MLflow experiment."""
     description: str = ""
     """One or two sentences for the run's note."""
-    task: Literal["segmentation"] = "segmentation"
-    """What the network learns."""
+    task: Task = "segmentation"
+    """What the network learns: classes of voxels, or classes or numbers of whole images (`stimuli`) or volumes
+    (`cohort`)."""
     compatibility: Literal["none", "deepmedic"] = "none"
     """`deepmedic` computes exactly what DeepMedic v0.8.4 does: borders, subsampling, statistics, optimizers."""
     seed: int = 0
     """Seed of every random draw."""
-    cohort: CohortSection
+    cohort: CohortSection = field(default_factory=lambda: CohortSection(manifest=""))
+    """Volumes to learn from."""
+    stimuli: StimuliSection | None = None
+    """Images to learn from, instead of a cohort."""
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
+    image_preprocess: ImagePreprocessSection = field(default_factory=ImagePreprocessSection)
     sampling: SamplingSection = field(default_factory=SamplingSection)
     augmentation: AugmentationSection = field(default_factory=AugmentationSection)
+    image_augmentation: ImageAugmentationSection = field(default_factory=ImageAugmentationSection)
     model: ModelSection = field(default_factory=ModelSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     freeze: FreezeSection = field(default_factory=FreezeSection)
@@ -220,3 +237,4 @@ class Experiment:
         for name, text in (("name", self.name), ("tracking.experiment", self.tracking.experiment)):
             if text is not None and not (text.strip() and text.isprintable() and len(text) <= _LONGEST_NAME):
                 raise ValueError(f"{name} must have 1 to {_LONGEST_NAME} printable characters, got {text[:60]!r}")
+        check_task(self)

@@ -1,5 +1,7 @@
 """What is minimized: a weighted sum of losses, and penalties on the kernels.
 
+Scores of whole images or volumes, [N, C], count as volumes of one voxel.
+
 p is the softmax of the logits, y the one-hot truth, v a voxel with a label, N the number of these in the batch, C the
 number of classes. Voxels whose target is -1 are left out of every sum. Everything is computed in float32.
 """
@@ -144,6 +146,10 @@ class Loss:
                 "losses.class_weights and losses.label_smoothing belong to the cross-entropy, but losses.cross_entropy "
                 "is 0."
             )
+        if section.mse and (section.cross_entropy or section.soft_iou or section.soft_dice or section.monai):
+            raise ConfigError(
+                "losses.mse stands alone: it is the loss of a regression, the others are those of classes."
+            )
         if isinstance(section.class_weights, tuple) and len(section.class_weights) != num_classes:
             raise ConfigError(
                 f"losses.class_weights must hold one number per class ({num_classes}), got "
@@ -158,11 +164,15 @@ class Loss:
         """Return the loss of a batch.
 
         Args:
-            logits: ``[N, C, I, J, K]``.
-            target: ``[N, I, J, K]`` int64, -1 where there is no label.
+            logits: ``[N, C, I, J, K]``, or ``[N, C]`` of whole images and volumes.
+            target: ``[N, I, J, K]`` or ``[N]`` int64, -1 where there is no label; of a regression float ``[N, C]``.
             epoch: Epochs done, for class weights that change.
         """
         section = self.section
+        if section.mse:
+            return self._squared(logits, target)
+        if logits.dim() == 2:
+            logits, target = logits[:, :, None, None, None], target[:, None, None, None]
         parts: list[tuple[str, float, Tensor]] = []
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
@@ -185,6 +195,12 @@ class Loss:
                 parts.append((loss.name, loss.weight, function(*without_ignored(logits, target))))
             total = torch.stack([weight * value for _, weight, value in parts]).sum()
         return LossValue(total, {name: value.detach() for name, _, value in parts})
+
+    def _squared(self, predicted: Tensor, target: Tensor) -> LossValue:
+        """Return the mean over the batch and the targets of ``(predicted - target)²``."""
+        with torch.autocast(predicted.device.type, enabled=False):
+            value = functional.mse_loss(predicted.float(), target.float())
+        return LossValue(self.section.mse * value, {"mse": value.detach()})
 
     def class_weights(self, target: Tensor, epoch: float) -> Tensor | None:
         """Return the weight of each class, or None when all are 1.

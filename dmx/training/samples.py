@@ -36,7 +36,7 @@ class SampleCounts:
     """Voxel counts, one class against all others, of everything seen so far.
 
     Args:
-        classes: Names of the classes, background first.
+        classes: Names of the classes, background first; without any, as in a regression, nothing is counted.
         device: Where the counts are kept, so that adding to them waits for nothing.
 
     Attributes:
@@ -59,9 +59,11 @@ class SampleCounts:
         """Count the voxels of a batch.
 
         Args:
-            logits: ``[N, C, I, J, K]``.
-            target: ``[N, I, J, K]`` int64, -1 where there is no label.
+            logits: ``[N, C, I, J, K]``, or ``[N, C]`` of whole images and volumes.
+            target: ``[N, I, J, K]`` or ``[N]`` int64, -1 where there is no label.
         """
+        if not self.classes:
+            return
         predicted = logits.argmax(dim=1)
         valid = target >= 0
         right = predicted == target

@@ -5,6 +5,7 @@ from typing import Literal
 
 from dmx.config.optimization import LossSection, OptimizerSection, RegularizationSection, ScheduleSection
 from dmx.config.sections import CheckpointSection, Experiment, TrainingSection
+from dmx.config.tasks import Task
 from dmx.transfer.freeze import FreezePlan
 
 Compatibility = Literal["none", "deepmedic"]
@@ -15,7 +16,8 @@ class FitSettings:
     """The sections that the training core reads.
 
     Attributes:
-        classes: Names of the classes, background first.
+        classes: Names of the classes, in segmentation background first; empty for a regression.
+        task: What the network learns.
         seed: Seed of the random draws of a step (dropout).
         freeze: What stays as it is, and until when.
         compatibility: ``deepmedic`` computes losses, updates and schedules as DeepMedic v0.8.4 does.
@@ -29,6 +31,7 @@ class FitSettings:
     regularization: RegularizationSection = field(default_factory=RegularizationSection)
     checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
     freeze: FreezePlan = field(default_factory=FreezePlan)
+    task: Task = "segmentation"
     seed: int = 0
     compatibility: Compatibility = "none"
 
@@ -44,6 +47,7 @@ class FitSettings:
             regularization=experiment.regularization,
             checkpoints=experiment.checkpoints,
             freeze=FreezePlan() if freeze is None else freeze,
+            task=experiment.task,
             seed=experiment.seed,
             compatibility=experiment.compatibility,
         )

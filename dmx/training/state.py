@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dmx.config.tasks import Task
 from dmx.errors import CheckpointError
 from dmx.model.meta import mode
 from dmx.model.network import TrainableNetwork
@@ -45,13 +46,16 @@ class EpochRecord:
     Args:
         classes: Names of the classes.
         device: Device that trains.
+        task: What the network learns.
 
     Attributes:
+        task: What the network learns.
         sums: ``steps``, ``segments``, ``seconds``, ``sampling``, ``loss`` and ``loss/<term>``, summed over the steps.
         counts: Voxel counts of the training segments.
     """
 
-    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(self, classes: Sequence[str], device: torch.device, *, task: Task = "segmentation") -> None:
+        self.task = task
         self.sums: dict[str, float] = {}
         self.counts = SampleCounts(classes, device)
 
@@ -77,11 +81,22 @@ class EpochRecord:
         return {
             "train/mean_loss": sums["loss"] / sums["steps"],
             **{f"train/loss_{name}": value / sums["steps"] for name, value in terms.items()},
-            **self.counts.metrics("train"),
-            "throughput/segments_per_second": sums["segments"] / max(sums["seconds"], 1e-9),
+            **self._counted(),
+            f"throughput/{self._unit}_per_second": sums["segments"] / max(sums["seconds"], 1e-9),
             "time/training": sums["seconds"],
             "time/sampling": sums["sampling"],
         }
+
+    @property
+    def _unit(self) -> str:
+        return "segments" if self.task == "segmentation" else "cases"
+
+    def _counted(self) -> dict[str, float]:
+        """Return what was counted; the measures of voxels mean nothing for one label per image."""
+        metrics = self.counts.metrics("train")
+        if self.task == "segmentation":
+            return metrics
+        return {key: value for key, value in metrics.items() if key == "train/accuracy"}
 
     def clear(self) -> None:
         """Begin a new epoch."""
@@ -237,6 +252,6 @@ def new_state(
         scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
         average=None if training.moving_average is None else MovingAverage(model, training.moving_average),
         device=device,
-        record=EpochRecord(settings.classes, device),
+        record=EpochRecord(settings.classes, device, task=settings.task),
         origin=Origin.of(model, received or {}, keep_sources=settings.regularization.l2_to_source > 0),
     )

@@ -179,6 +179,18 @@ class MemoryTooSmallError(TrainingError):
     """Report a pass that needs more memory than the device has."""
 
 
+def _too_small(batch: Batch) -> str:
+    """Say what needs too much memory, and what to lower."""
+    shapes = ", ".join("x".join(str(size) for size in patch.shape[2:]) for patch in batch.inputs)
+    segments = batch.target.dim() == 4
+    what = f"segments per pass with patches of {shapes} voxels" if segments else f"inputs of {shapes} per pass"
+    size = "sampling.segment" if segments else "their size"
+    return (
+        f"The memory of '{batch.target.device}' is too small for {len(batch.cases)} {what}. Lower training.batch_size "
+        f"(and raise training.accumulate to keep the step as it is), or {size}, or use training.precision 'bf16'."
+    )
+
+
 @contextmanager
 def _explained(batch: Batch) -> Iterator[None]:
     """Turn what torch says about memory and determinism into a sentence that names the settings."""
@@ -188,12 +200,7 @@ def _explained(batch: Batch) -> Iterator[None]:
         text = str(error)
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text
         if out_of_memory:
-            shapes = ", ".join("x".join(str(size) for size in patch.shape[2:]) for patch in batch.inputs)
-            raise MemoryTooSmallError(
-                f"The memory of '{batch.target.device}' is too small for {len(batch.cases)} segments per pass with "
-                f"patches of {shapes} voxels. Lower training.batch_size (and raise training.accumulate to keep the "
-                "step as it is), or sampling.segment, or use training.precision 'bf16'."
-            ) from error
+            raise MemoryTooSmallError(_too_small(batch)) from error
         if "does not have a deterministic implementation" in text:
             raise TrainingError(
                 f"{text.partition(' does not')[0]} has no deterministic form on '{batch.target.device}'. Set "
