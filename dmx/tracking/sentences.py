@@ -42,7 +42,7 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
             lines = mask(str(error)).splitlines() or [type(error).__name__]
             if "Max retries exceeded" in lines[0] or "timed out" in lines[0]:
                 raise RunError(f"The run store {self.uri} does not answer.") from error
-            raise kind(f"The run store {self.uri} failed in '{method.__name__}': {lines[0]}") from error
+            raise kind(f"The run store {self.uri} failed in '{method.__name__}': {lines[0].rstrip('.')}.") from error
 
     return call
 

@@ -27,6 +27,7 @@ TOP = Path(__file__).parents[2]
 _UNTIMED = ("time/", "throughput/", "cpu/")
 _LOCAL = re.compile(r"[0-9a-f]{32}")
 _READY = 2
+_DOWNLOADED = re.compile(r"tmp\w+/(config\.yaml|identity\.json)")
 _PICTURE = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")
 
 
@@ -194,14 +195,19 @@ class Project:
     def losses(self, root: Path, tally: "Tally") -> list[str]:
         """Return in what a training that was killed differs from the one that was not."""
         found = account(root)
-        # A run that was killed before its settings were kept is closed, and leaves its lock.
+        # A run that was killed before its settings were kept is closed, and its own folder stays.
         name = f"multiscale-train-{tally.reaped + 1}"
         expected = [("FINISHED", name), *[("KILLED", "")] * tally.reaped]
         differences = [] if found.runs == expected else [f"runs: {found.runs}"]
-        for _ in range(tally.reaped):
-            found.elsewhere.remove("mlruns/local/ID/lock")
+        if tally.reaped:
+            found.elsewhere[:] = [path for path in found.elsewhere if not path.startswith("mlruns/local/ID/")]
+        if "apart" in self.faults:
+            # MLflow's drafts in a store that dmx reaches only by copying are not its to remove.
+            found.files[:] = [path for path in found.files if ".artifact.uploading." not in path]
+            # What is looked at before the run is opened is downloaded into the system's temporary folder.
+            found.elsewhere[:] = [path for path in found.elsewhere if not _DOWNLOADED.fullmatch(path)]
         found.runs[:] = self.reference.runs
-        # Where a process ended by itself, a model stands for the checkpoint that was its last, which may still be there.
+        # Where a process ended by itself, a model stands for the checkpoint that was its last and may still be there.
         kept = {Path(file).parent.name for file in found.files if file.startswith("checkpoints/")}
         further = [model for model in found.models if model not in self.reference.models]
         differences += [f"models: {name}" for name, status in further if name not in kept or status != _READY]
@@ -322,7 +328,7 @@ def account(root: Path) -> Account:
         models=sorted(models),
         inputs=inputs,
         files=_files(folder),
-        elsewhere=_elsewhere(root, folder),
+        elsewhere=[path.replace(run_id, "RUN") for path in _elsewhere(root, folder, run_id)],
     )
 
 
@@ -341,13 +347,13 @@ def _files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _elsewhere(root: Path, artifacts: Path) -> list[str]:
+def _elsewhere(root: Path, artifacts: Path, run_id: str) -> list[str]:
     """Return the files of the project, and of the temporary folder, that are no artifacts."""
     found = []
     for top in (root, root.with_name(f"{root.name}-aside") / "tmp"):
         paths = (path for path in top.rglob("*") if path.is_file() and not path.is_relative_to(artifacts))
         found += [path.relative_to(top).as_posix() for path in paths if not path.name.startswith("mlflow.db-")]
-    return sorted(_LOCAL.sub("ID", path) for path in found)
+    return sorted(path if run_id in path else _LOCAL.sub("ID", path) for path in found)
 
 
 def runs_of(root: Path) -> list[tuple[str, str, Path]]:

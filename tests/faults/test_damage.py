@@ -72,11 +72,11 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(checkpoint: Path, name: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_in_every_byte_is_noticed(checkpoint: Path, name: str) -> None:
-    """Of the manifest every bit: it is read as text, and many texts mean the same."""
+def test_flipped_bits_all_over_a_file_are_noticed(checkpoint: Path, name: str) -> None:
+    """In every fifth byte, to be exact; of the manifest every bit: it is text, and many texts mean the same."""
     path = checkpoint / name
     rng = random.Random(name)
-    for position in range(path.stat().st_size):
+    for position in range(0, path.stat().st_size, 1 if name == MANIFEST else 5):
         for bit in range(8) if name == MANIFEST else [rng.randrange(8)]:
             flip(path, position, bit)
             assert verify_checkpoint(checkpoint), (position, bit)
