@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dmx.errors import RunError
-from dmx.tracking.catalog import find_training
+from dmx.tracking.catalog import find_training, when
 from dmx.tracking.mlflow_store import MlflowStore, open_store
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, StoreRefusedError
@@ -152,6 +152,7 @@ def test_what_is_not_found_is_explained(store: MlflowStore) -> None:
     assert one.id[:8] in str(error.value)
     assert two.id[:8] in str(error.value)
     assert "RUNNING" in str(error.value)
+    assert when(one.started) in str(error.value)
     with pytest.raises(RunError, match="for example 'study/same'"):
         store.find_run("studie/same")
     with pytest.raises(RunError, match="not found"):
