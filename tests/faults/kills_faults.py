@@ -3,8 +3,11 @@
 import importlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
+
+from tests.faults.kills_board import die
 
 
 def apart(value: bool) -> None:
@@ -71,6 +74,23 @@ def change_file(what: dict[str, str]) -> None:
     setattr(owner, name, call)
 
 
+def killed_while_preparing(value: bool) -> None:
+    """Die when other processes have been started to prepare cases."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    inner = ProcessPoolExecutor.submit
+    jobs: list[int] = []
+
+    def submit(self: Any, *args: Any) -> Any:
+        future = inner(self, *args)
+        jobs.append(1)
+        if len(jobs) == 2:
+            die()
+        return future
+
+    ProcessPoolExecutor.submit = submit  # type: ignore[assignment,method-assign]
+
+
 def memory_for(voxels: int) -> None:
     """Let a pass over more voxels than that run out of memory."""
     import torch
@@ -90,3 +110,16 @@ def memory_for(voxels: int) -> None:
 def memory_group(folder: str) -> None:
     """Put this process into a control group."""
     Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+
+
+def paced(seconds: float) -> None:
+    """Let every step last longer without computing, so that an outage fits between two of them."""
+    from dmx.training import loop
+
+    inner = loop.train_step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return inner(*args, **kwargs)
+
+    loop.train_step = step

@@ -1,10 +1,16 @@
 """A training that is killed at any moment, and resumed, ends with the same bits as the one that was not."""
 
+import contextlib
+import os
 import random
+import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.kills import Project, Tally, account, artifacts_of, random_moment, runs_of, survive
@@ -136,4 +142,29 @@ def test_a_closed_terminal_ends_a_training_that_goes_on_later(projects: Mapping[
     assert status == "KILLED"
     assert not list((folder / "checkpoints").glob(".*"))
     assert project.call(root, "resume", run_id).code == 0
+    assert project.losses(root, Tally()) == []
+
+
+def processes_in(folder: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="One core prepares cases in the process itself.")
+def test_a_kill_while_cases_are_prepared_leaves_no_process(project: Project) -> None:
+    root = project.copy()
+    shutil.rmtree(root / "mlruns/cache")
+    killed = project.call(root, "train", "balls.yaml", faults={"killed_while_preparing": True})
+    assert killed.code == -9
+    deadline = time.monotonic() + 60
+    while processes_in(root) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_in(root) == []
+    assert runs_of(root) == []
+    assert project.call(root, "train", "balls.yaml", faults={"one_core": True}).code == 0
     assert project.losses(root, Tally()) == []
