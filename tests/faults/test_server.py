@@ -1,0 +1,188 @@
+"""A team server that dies, hangs, refuses or fails during a training loses nothing and delays nobody."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmx.cohort.digest import file_sha256
+from tests.faults import server as servers
+from tests.faults.kills import Ended, Project
+from tests.faults.server import TeamServer, until
+
+# A step waits for the training's own work only; the other tests of this machine may take the processor for a while.
+_LONGEST_PAUSE = 3.0
+_STEPS = 18
+
+
+@pytest.fixture(scope="session")
+def team() -> Iterator[TeamServer]:
+    if reason := servers.missing():
+        pytest.skip(reason)
+    team = TeamServer()
+    yield team
+    team.close()
+
+
+@dataclass
+class Study:
+    """A project whose run store is the team's server."""
+
+    project: Project
+    team: TeamServer
+    root: Path
+    name: str
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+
+    def call(self, *words: str, **options: Any) -> Ended:
+        environment = {"MLFLOW_TRACKING_URI": self.team.uri}
+        return self.project.call(self.root, *words, environment=environment, **options)
+
+    def begin(self, pace: float) -> "Future[Ended]":
+        """Start a training whose steps take at least so long."""
+        self._pace = pace
+        words = ("train", "balls.yaml", "--set", f"tracking.experiment={self.name}")
+        return self._pool.submit(self.call, *words, faults={"paced": pace})
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the only run on this machine."""
+        (folder,) = (self.root / "mlruns/local").iterdir()
+        return folder
+
+    def entries(self) -> list[dict[str, Any]]:
+        journal = next((self.root / "mlruns/local").glob("*/journal.jsonl"), None)
+        text = journal.read_text() if journal else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def points(self) -> list[tuple[str, int, float, int]]:
+        """Return (key, step, value, time) of all that was logged, in its order."""
+        found = [entry for entry in self.entries() if entry["do"] == "metrics"]
+        return [(key, entry["step"], value, entry["time"]) for entry in found for key, value in entry["values"].items()]
+
+    def steps(self) -> list[tuple[int, int]]:
+        """Return (step, time) of the steps."""
+        return [(step, time) for key, step, _, time in self.points() if key == "train/loss"]
+
+    def reach(self, step: int) -> None:
+        until(lambda: len(self.steps()) >= step, 60, f"step {step}")
+
+    def longest_pause(self) -> float:
+        """Return the longest time between two steps beyond the pace, in seconds."""
+        times = [time for _, time in self.steps()]
+        return max(after - before for before, after in pairwise(times)) / 1000 - self._pace
+
+    def delivered(self) -> int:
+        file = self.folder / "delivered"
+        return int(file.read_text()) if file.exists() else 0
+
+    def losses(self) -> list[str]:
+        """Return what the server does not hold exactly once: points, settings, names, models, files, pictures."""
+        run_id = self.folder.name
+        rows, reference = self.team.postgres.rows, self.project.reference
+        found = []
+        # In the order of the transactions that wrote them; what came together is in the order of the steps.
+        query = "select key, step, value, timestamp from metrics where run_uuid = %s order by xmin::text::bigint, step"
+        points = rows(query, run_id)
+        if Counter(points) != Counter(self.points()):
+            here, there = Counter(self.points()), Counter(points)
+            found.append(f"points: missing {list(here - there)[:5]}, more {list(there - here)[:5]}")
+        metrics: dict[str, list[tuple[int, float]]] = {}
+        for key, step, value, _ in points:
+            metrics.setdefault(key, []).append((step, value))
+        found += [f"{key}: {metrics.get(key)}" for key, known in reference.metrics.items() if metrics.get(key) != known]
+        status = rows("select status, count(*) from runs where run_uuid = %s group by status", run_id)
+        if status != [("FINISHED", 1)]:
+            found.append(f"status: {status}")
+        tags = dict(rows("select key, value from tags where run_uuid = %s", run_id))
+        found += [f"{key}: {tags.get(key)}" for key, value in reference.names.items() if tags.get(key) != value]
+        params = dict(rows("select key, value from params where run_uuid = %s", run_id))
+        if params.keys() != reference.params.keys():
+            found.append(f"params: {sorted(params.keys() ^ reference.params.keys())}")
+        models = rows(
+            "select name, status from logged_models where source_run_id = %s and lifecycle_stage = 'active'", run_id
+        )
+        if sorted(models) != reference.models:
+            found.append(f"models: {models}")
+        return found + self._losses_of_files(run_id)
+
+    def _losses_of_files(self, run_id: str) -> list[str]:
+        ((uri,),) = self.team.postgres.rows("select artifact_uri from runs where run_uuid = %s", run_id)
+        there = self.team.bucket.hashes(uri.removeprefix("mlflow-artifacts:/"))
+        files = self.folder / "files"
+        here = {path.relative_to(files).as_posix(): file_sha256(path) for path in files.rglob("*") if path.is_file()}
+        pictures = [path.removeprefix("images/") for path in there if path.startswith("images/")]
+        artifacts = {path: digest for path, digest in there.items() if not path.startswith("images/")}
+        found = [f"file {path}" for path in here.keys() | artifacts.keys() if here.get(path) != artifacts.get(path)]
+        drawn = [entry for entry in self.entries() if entry["do"] == "image"]
+        shown = Counter(f"{entry['key'].replace('/', '~')}+step+{entry['step']}" for entry in drawn)
+        for suffix in (".png", ".webp"):
+            has = Counter(name.partition("+timestamp+")[0] for name in pictures if name.endswith(suffix))
+            if has != shown:
+                found.append(f"pictures {suffix}: {has} / {shown}")
+        left = [path.name for path in (self.folder / "images").rglob("*.png")]
+        return found + ([f"pictures left here: {left}"] if left else [])
+
+
+@pytest.fixture
+def study(project: Project, team: TeamServer, request: pytest.FixtureRequest) -> Iterator[Study]:
+    yield Study(project, team, project.copy(), request.node.name[:60])
+    team.thaw()
+    team.gate.set("open")
+    team.bucket.gate.set("open")
+
+
+def finished(study: Study, training: "Future[Ended]") -> Ended:
+    ended = training.result(120)
+    assert ended.code == 0, ended.said
+    assert len(study.steps()) == _STEPS
+    assert study.longest_pause() < _LONGEST_PAUSE
+    return ended
+
+
+@pytest.mark.slow
+def test_a_server_that_is_there_holds_everything_once(study: Study) -> None:
+    ended = finished(study, study.begin(0.0))
+    assert "cannot be logged" not in ended.said
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_for_good_gets_everything_with_a_sync(study: Study) -> None:
+    training = study.begin(0.1)
+    study.reach(4)
+    study.team.kill()
+    try:
+        ended = finished(study, training)
+        assert "dmx runs sync" in ended.said
+        assert ended.said.count("The training goes on") == 1
+        late = study.call("runs", "sync", study.folder.name)
+        assert late.code == 2, late.said
+        assert "does not answer" in late.said
+    finally:
+        study.team.start()
+    assert study.losses() != []
+    synced = study.call("runs", "sync", study.folder.name)
+    assert synced.code == 0, synced.said
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_is_caught_up_with_during_the_training(study: Study) -> None:
+    training = study.begin(2.0)
+    study.reach(3)
+    study.team.kill()
+    held = study.delivered()
+    study.team.start()
+    until(lambda: study.delivered() > held, 60, "something is delivered again")
+    assert not training.done()
+    finished(study, training)
+    assert study.losses() == []
