@@ -16,6 +16,7 @@ from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunWri
 _EVERY_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 300.0
+_ONCE_MORE_SECONDS = 2.0
 _METRICS_PER_BATCH = 500
 
 Notify = Callable[[str], None]
@@ -164,7 +165,10 @@ class Courier:
             if not self._stopping:
                 wait = self._every if self._attempt() else min(max(2 * wait, 10.0), _LONGEST_WAIT_SECONDS)
         # What was written while the attempt before was under way.
-        self._attempt()
+        if not self._attempt() and wait == self._every:
+            # A store that answered until now may have failed just once.
+            time.sleep(_ONCE_MORE_SECONDS)
+            self._attempt()
 
     def _attempt(self) -> bool:
         # Whatever goes wrong here is no reason to end a training.

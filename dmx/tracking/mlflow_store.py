@@ -38,7 +38,12 @@ _ENVIRONMENT = {
 }
 _METRICS_PER_CALL = 500
 _ENTRIES_PER_CALL = 90
-_UPLOAD_SECONDS = "120"
+_UPLOADING = {
+    # A server answers to a large file only when its own storage has it.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",
+    # Whoever delivers tries again anyway, and says so before.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
 _LONGEST_DIGEST = 36
 # What MLflow shows in its grid.
 _SMALL_PICTURE = (256, 256)
@@ -73,15 +78,13 @@ def _client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Wait longer: a server answers to a large file only when its own storage has it."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ[name]
-    if before == _ENVIRONMENT[name]:
-        os.environ[name] = _UPLOAD_SECONDS
+    """Wait longer, once."""
+    before = {name: os.environ[name] for name in _UPLOADING}
+    os.environ.update({name: value for name, value in _UPLOADING.items() if before[name] == _ENVIRONMENT[name]})
     try:
         yield
     finally:
-        os.environ[name] = before
+        os.environ.update(before)
 
 
 class MlflowStore(MlflowReader):
@@ -231,6 +234,8 @@ class MlflowStore(MlflowReader):
         """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
         self._artifacts(run_id)
         log = self._client.log_artifacts if source.is_dir() else self._client.log_artifact
+        # A server that hangs is known after seconds, and not after the long wait for a file.
+        self._client.search_experiments(max_results=1)
         with _patient():
             log(run_id, str(source), folder or None)
 

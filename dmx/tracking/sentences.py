@@ -1,6 +1,7 @@
 """Turn what a store's libraries raise into one sentence of the project's own."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -22,10 +23,11 @@ _REFUSED = {
     "BAD_REQUEST",
     "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
     "INVALID_STATE",
 }
+# SQLAlchemy names the kind of an error at its end; these two are a value that a database does not take.
+_ABOUT = re.compile(r"https://sqlalche\.me/e/\d+/(\w+)")
+_MISTAKES = ("9h9h", "gkpj")
 
 
 def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S, _P], _T]:
@@ -38,6 +40,8 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
         except RunError:
             raise
         except Exception as error:
+            if entry := _no_entry(error):
+                raise RunError(f"The run store {self.uri} {entry}") from error
             kind = StoreRefusedError if _refused(error) else RunError
             lines = mask(str(error)).splitlines() or [type(error).__name__]
             if "Max retries exceeded" in lines[0] or "timed out" in lines[0]:
@@ -47,7 +51,33 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
     return call
 
 
+def _no_entry(error: Exception) -> str:
+    """Return why the store lets nobody in; empty for any other error. With another password the call can succeed."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    code, text = getattr(error, "error_code", ""), str(error)
+    if status == 401 or code == "UNAUTHENTICATED" or "error code 401" in text:
+        return (
+            "wants a name and a password, and got none or others. Set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD."
+        )
+    if status == 403 or code == "PERMISSION_DENIED" or "error code 403" in text:
+        return "does not allow this. Ask who runs it for the permission, or set another MLFLOW_TRACKING_USERNAME."
+    return ""
+
+
 def _refused(error: Exception) -> bool:
     """Tell whether the store has understood the call: by MLflow's code, or by the status of an upload."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return getattr(error, "error_code", "") in _REFUSED or status in (400, 404, 413)
+    if _database_trouble(str(error)):
+        return False
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status == 404:
+        # A proxy says that too, while the server behind it is away.
+        return "error_code" in getattr(response, "text", "")
+    return getattr(error, "error_code", "") in _REFUSED or status in (400, 413)
+
+
+def _database_trouble(text: str) -> bool:
+    """Tell whether a server's database has failed, which MLflow calls a bad request unless it could not connect."""
+    place = _ABOUT.search(text)
+    return place is not None and place[1] not in _MISTAKES

@@ -1,9 +1,11 @@
 """A team server that dies, hangs, refuses or fails during a training loses nothing and delays nobody."""
 
 import json
+import random
+import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,8 @@ from tests.faults.server import TeamServer, until
 
 # A step waits for the training's own work only; the other tests of this machine may take the processor for a while.
 _LONGEST_PAUSE = 3.0
+# At its end a training tries once more to deliver.
+_LONGEST_END = 60.0
 _STEPS = 18
 
 
@@ -44,7 +48,9 @@ class Study:
 
     def call(self, *words: str, **options: Any) -> Ended:
         environment = {"MLFLOW_TRACKING_URI": self.team.uri}
-        return self.project.call(self.root, *words, environment=environment, **options)
+        ended = self.project.call(self.root, *words, environment=environment, **options)
+        self._ended = time.time()
+        return ended
 
     def begin(self, pace: float) -> "Future[Ended]":
         """Start a training whose steps take at least so long."""
@@ -79,6 +85,10 @@ class Study:
         """Return the longest time between two steps beyond the pace, in seconds."""
         times = [time for _, time in self.steps()]
         return max(after - before for before, after in pairwise(times)) / 1000 - self._pace
+
+    def waited(self) -> float:
+        """Return the time between the last entry and the end of the command, in seconds."""
+        return self._ended - (self.folder / "journal.jsonl").stat().st_mtime
 
     def delivered(self) -> int:
         file = self.folder / "delivered"
@@ -186,3 +196,81 @@ def test_a_server_that_comes_back_is_caught_up_with_during_the_training(study: S
     assert not training.done()
     finished(study, training)
     assert study.losses() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_for_a_while_delays_no_step(study: Study) -> None:
+    training = study.begin(1.0)
+    study.reach(3)
+    study.team.freeze()
+    study.reach(12)
+    study.team.thaw()
+    finished(study, training)
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_for_good_gets_everything_with_a_sync(study: Study) -> None:
+    training = study.begin(0.1)
+    study.reach(4)
+    study.team.freeze()
+    ended = finished(study, training)
+    assert "dmx runs sync" in ended.said
+    assert study.waited() < _LONGEST_END
+    study.team.thaw()
+    synced = study.call("runs", "sync", study.folder.name)
+    assert synced.code == 0, synced.said
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["database", "bucket", "network", "answers"])
+def test_what_a_server_stands_on_fails_and_comes_back(study: Study, what: str) -> None:
+    """A stopped database is an answer 500; of the answers every third is lost after the work was done."""
+    team = study.team
+    breaks = {
+        "database": (team.postgres.stop, team.postgres.start),
+        "bucket": (lambda: team.bucket.gate.set("closed"), lambda: team.bucket.gate.set("open")),
+        "network": (lambda: team.gate.set("closed"), lambda: team.gate.set("open")),
+        "answers": (lambda: team.gate.set("swallow"), lambda: team.gate.set("open")),
+    }
+    stop, start = breaks[what]
+    training = study.begin(1.0)
+    study.reach(3)
+    stop()
+    study.reach(9)
+    start()
+    finished(study, training)
+    if study.losses():
+        synced = study.call("runs", "sync", study.folder.name)
+        assert synced.code == 0, synced.said
+    assert study.losses() == []
+    assert what != "answers" or team.gate.swallowed > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_that_comes_and_goes_loses_nothing(study: Study, seed: int) -> None:
+    rng = random.Random(seed)
+    training = study.begin(0.7)
+    study.reach(2)
+    while not training.done():
+        study.team.gate.set(rng.choice(("open", "closed", "hang", "swallow")))
+        wait([training], rng.uniform(0.2, 3.0))
+    study.team.gate.set("open")
+    finished(study, training)
+    synced = study.call("runs", "sync", study.folder.name)
+    assert synced.code == 0, synced.said
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["closed", "hang"])
+def test_nothing_begins_without_the_server(study: Study, mode: str) -> None:
+    study.team.gate.set(mode)
+    refused = study.begin(0.0).result(120)
+    assert refused.code == 2
+    assert refused.err.count("Error: ") == 1
+    assert "does not answer" in refused.said
+    assert refused.seconds < _LONGEST_END
+    assert not (study.root / "mlruns/local").exists()
