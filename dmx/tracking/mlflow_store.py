@@ -20,7 +20,7 @@ from dmx.tracking.folder import OUTGOING
 from dmx.tracking.location import artifact_location, check_route, is_server, project_root, resolve_uri
 from dmx.tracking.mlflow_reader import MlflowReader
 from dmx.tracking.sentences import one_sentence
-from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status
+from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status, StoreSilentError
 from dmx.tracking.view_state import experiment_tags
 
 if TYPE_CHECKING:
@@ -59,7 +59,13 @@ def open_store(uri: str | None = None, root: Path | None = None) -> RunStore:
     Raises:
         RunError: The address cannot be used or nothing answers there.
     """
-    return MlflowStore(resolve_uri(uri, root or project_root()))
+    try:
+        return MlflowStore(resolve_uri(uri, root or project_root()))
+    except StoreSilentError as error:
+        raise StoreSilentError(
+            f"{error} Start it, or correct its address (MLFLOW_TRACKING_URI, tracking.uri or --store). Without an "
+            "address, runs are kept in the project."
+        ) from error
 
 
 def _client(uri: str) -> "MlflowClient":

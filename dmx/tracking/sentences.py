@@ -7,7 +7,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from dmx.errors import RunError
 from dmx.tracking.location import mask
-from dmx.tracking.store import StoreRefusedError
+from dmx.tracking.store import StoreRefusedError, StoreSilentError
 
 
 class _HasAddress(Protocol):
@@ -45,7 +45,7 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
             kind = StoreRefusedError if _refused(error) else RunError
             lines = mask(str(error)).splitlines() or [type(error).__name__]
             if "Max retries exceeded" in lines[0] or "timed out" in lines[0]:
-                raise RunError(f"The run store {self.uri} does not answer.") from error
+                raise StoreSilentError(f"The run store {self.uri} does not answer.") from error
             raise kind(f"The run store {self.uri} failed in '{method.__name__}': {lines[0].rstrip('.')}.") from error
 
     return call

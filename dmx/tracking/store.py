@@ -10,6 +10,10 @@ from dmx.errors import RunError
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "SCHEDULED"]
 
 
+class StoreSilentError(RunError):
+    """Report a call to which nobody answers."""
+
+
 class StoreRefusedError(RunError):
     """Report a call that the store understands and refuses, so that repeating it is of no use."""
 

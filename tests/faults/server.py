@@ -1,4 +1,4 @@
-"""A team server as `docs/team-server.md` describes it, on loopback: PostgreSQL, an S3 bucket, and `mlflow server`."""
+"""A team server as `docs/security.md` describes it, on loopback: PostgreSQL, an S3 bucket, and `mlflow server`."""
 
 import hashlib
 import logging
