@@ -74,6 +74,10 @@ def make_demo_cohort(  # noqa: PLR0913
     folder = Path(folder).absolute()
     manifest = folder / MANIFEST
     recipe = _RECIPES[kind]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CohortError(f"The folder '{folder}' cannot be made: {error.strerror or error}.") from error
     _remove_old(manifest)
     names = _make_all(folder, kind, range(cases), spacing_mm, seed, processes)
     for done, name in enumerate(names, start=1):

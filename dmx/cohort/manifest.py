@@ -138,7 +138,7 @@ def name_problem(name: str) -> str:
 
 def case_problem(name: str) -> str:
     """Return what is wrong with the name of a case or subject, or an empty string: files are named after it."""
-    if not name:
+    if not name.strip():
         return "must not be empty"
     if len(name) > _MAX_NAME:
         return f"must have at most {_MAX_NAME} characters, got {len(name)}"
