@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ def disk() -> Iterator[Disk]:
             pytest.skip(f"A small disk needs the right to mount one: {done.stderr.decode().strip()}")
         mounted.append(folder)
         subprocess.run(["cp", "-a", f"{aside}/.", str(folder)], check=True)
+        shutil.rmtree(aside)
 
         def resize(to: str) -> None:
             subprocess.run(["mount", "-o", f"remount,size={to}", str(folder)], check=True)
