@@ -132,6 +132,9 @@ class SamplingSection:
     """Weight-map columns of the manifest (without `weight_`), one per category, that replace the category's region."""
     balanced: bool = False
     """Whole images or volumes: each class comes equally often."""
+    reuse_features: bool = True
+    """Whole images or volumes: where only the head is trained and nothing changes from one epoch to the next, compute
+    what the head reads once, for all epochs."""
     cases_per_epoch: int | None = None
     """Draw from that many cases in an epoch (another choice each epoch); empty: from all."""
     workers: int = 1

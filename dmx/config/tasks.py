@@ -12,11 +12,11 @@ Task = Literal["segmentation", "classification", "regression"]
 
 # Settings that a task on whole images or volumes uses of the sections that speak of segments.
 _SCORING = {
-    "sampling": ("workers", "memory_gb", "balanced"),
+    "sampling": ("workers", "memory_gb", "balanced", "reuse_features"),
     "validation": ("every_epochs", "score_train"),
     "prediction": ("batch_size", "precision"),
 }
-_OF_SCORING = {"sampling": ("balanced",), "validation": ("score_train",)}
+_OF_SCORING = {"sampling": ("balanced", "reuse_features"), "validation": ("score_train",)}
 
 
 def with_task_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Contract:
 
     Attributes:
         channels: Channels in the network's order.
-        classes: Names of the classes, background first.
+        classes: Names of the classes, in segmentation background first; of a regression the targets.
         labels: Label in the file: class index; others stay as they are.
         fill: Channel: value after normalization that stands for it in cases that lack it.
         preprocess: The settings.
@@ -56,6 +56,11 @@ class Contract:
                         f"{what} names the channel '{name}', the network gets {list(self.channels)}."
                         f"{suggest(name, self.channels)}"
                     )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the network's outputs stand for, in their order."""
+        return self.classes
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -13,6 +13,8 @@ from dmx.model.image_facts import IMAGENET, ImageFacts
 KIND = "image"
 """Value of the key ``kind`` that tells this contract from that of volumes."""
 
+_COLORS = ("red", "green", "blue")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageContract:
@@ -52,13 +54,24 @@ class ImageContract:
             )
         if any(crop > size for crop, size in zip(self.crop, self.resize, strict=True)):
             raise ConfigError(
-                f"preprocess.crop must be at most preprocess.resize, got {list(self.crop)} and {list(self.resize)}."
+                f"image_preprocess.crop must be at most image_preprocess.resize, got {list(self.crop)} and "
+                f"{list(self.resize)}."
             )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What the network's input channels hold, in their order."""
+        return _COLORS if self.color == "RGB" else _COLORS[::-1]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the network's outputs stand for, in their order: targets, or classes."""
+        return self.targets or self.classes
 
     @property
     def num_outputs(self) -> int:
         """How many numbers the network gives per image."""
-        return len(self.targets) or len(self.classes)
+        return len(self.outputs)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what happens to pixels as plain JSON values, without classes and targets."""

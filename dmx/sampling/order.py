@@ -9,6 +9,9 @@ from dmx import seeding
 from dmx.errors import CohortError, ConfigError
 from dmx.sampling.centers import permuted
 
+Key = tuple[int, int, int]
+"""Epoch, step, part."""
+
 
 class DrawnOrder:
     """One endless stream of all cases: a random order of all, another random order of all, and so on.
@@ -64,6 +67,10 @@ class DrawnOrder:
                 f"divides into {accumulate} batches. Choose another batch_size, or set training.steps_per_epoch."
             )
 
+    def __len__(self) -> int:
+        """Return the number of cases."""
+        return self._count
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch."""
@@ -90,12 +97,16 @@ class DrawnOrder:
         start, end = (epoch * self._drawn + first + count * p // self._accumulate for p in (part, part + 1))
         return range(start, end)
 
-    def following(self, key: tuple[int, int, int]) -> tuple[int, int, int]:
+    def following(self, key: Key) -> Key:
         """Return which (epoch, step, part) comes after one, for whoever prepares batches ahead."""
         epoch, step, part = key
         if part + 1 < self._accumulate:
             return (epoch, step, part + 1)
         return (epoch, step + 1, 0) if step + 1 < self.steps_per_epoch else (epoch + 1, 0, 0)
+
+    def indices(self, epoch: int, step: int, part: int = 0) -> list[int]:
+        """Return which cases are in a batch; see :meth:`places`."""
+        return [self.index(place) for place in self.places(epoch, step, part)]
 
     def index(self, position: int) -> int:
         """Return which case comes at a place of the stream."""

@@ -1,90 +1,48 @@
 """Put the parts of a training together; the same way for a new training and for one that goes on."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dmx.cohort.case import Case
-from dmx.cohort.check import CheckReport, check_cohort
+from dmx.cohort.check import check_cohort
 from dmx.cohort.digest import files_sha256
 from dmx.config.sections import Experiment
 from dmx.errors import CohortError, ConfigError
 from dmx.geometry import SegmentPlan, triple
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
-from dmx.sampling.batch import Batch
-from dmx.sampling.prefetch import Prefetcher
 from dmx.sampling.sampler import SegmentSampler
 from dmx.training.device import resolve_device
 from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
-from dmx.training.state import TrainState, new_state
-from dmx.workflows.data import TrainingData, make_network, padded, resolve_data
+from dmx.training.state import new_state
+from dmx.workflows.checked import Assembled, Checked
+from dmx.workflows.data import TrainingData, make_network, padded, require_no_errors, resolve_data
 from dmx.workflows.freezing import resolve_freezing
 from dmx.workflows.handed import Handed
 from dmx.workflows.privacy import hiding
+from dmx.workflows.scoring import CheckedScoring, assemble_scoring, check_scoring
 from dmx.workflows.session import Session
 from dmx.workflows.source import case_source, prepare_cases
 from dmx.workflows.validation import Validation
 
-_FINDINGS_SHOWN = 5
-
 
 @dataclass(frozen=True, kw_only=True)
-class Checked:
-    """A training that can begin: all that could be checked has been checked.
+class CheckedSegments(Checked):
+    """A training of a segmentation network.
 
     Attributes:
-        experiment: Settings.
         data: Cases, channels, classes.
         contract: What the network sees, padding included.
         network: The network, with fresh weights.
         plan: How training segments are read.
-        settings: Settings of the training core.
-        device: Device that trains.
-        findings: What the check of the cohort found.
-        optimizer: An optimizer that was made in Python, to be used as it is; None: that of the experiment.
     """
 
-    experiment: Experiment
     data: TrainingData
     contract: Contract
     network: Network
     plan: SegmentPlan
-    settings: FitSettings
-    device: torch.device
-    findings: CheckReport
-    optimizer: torch.optim.Optimizer | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assembled:
-    """A training whose cases are prepared.
-
-    Attributes:
-        checked: What it was made from.
-        state: The training before its first step.
-        sampler: Draws segments.
-        validate: Scores the network; None without validation cases.
-    """
-
-    checked: Checked
-    state: TrainState
-    sampler: SegmentSampler
-    validate: Validation | None
-
-    def batches(self) -> AbstractContextManager[Prefetcher[tuple[int, int, int], Batch]]:
-        """Return the batches by (epoch, step, part), prepared ahead by the experiment's workers."""
-        workers = self.checked.experiment.sampling.workers
-        return Prefetcher(
-            lambda key: self.sampler.batch(*key),
-            following=self.sampler.following,
-            workers=workers,
-            depth=max(2, workers),
-        )
 
 
 def check_training(
@@ -101,10 +59,23 @@ def check_training(
     Raises:
         DmxError: The first thing that keeps the training from starting, or all findings about the cohort.
     """
+    _require_measured(experiment)
+    if experiment.task != "segmentation":
+        if handed is not None:
+            raise ConfigError(
+                f"A network that was made in Python learns task 'segmentation' from a manifest, got "
+                f"'{experiment.task}'. Give batches instead, or name the network in the settings."
+            )
+        return check_scoring(experiment, session, trains=trains)
+    return _check_segments(experiment, session, trains=trains, handed=handed)
+
+
+def _check_segments(
+    experiment: Experiment, session: Session, *, trains: bool, handed: Handed | None
+) -> CheckedSegments:
     device = resolve_device(experiment.training.device)
     data = resolve_data(experiment, trains=trains)
     require_metric(experiment.checkpoints, validated=bool(data.validation))
-    _require_measured(experiment)
     if handed is None:
         network, plan = make_network(experiment, data.contract)
     else:
@@ -122,7 +93,7 @@ def check_training(
         progress=session.progress("checking files"),
     )
     require_no_errors(findings)
-    return Checked(
+    return CheckedSegments(
         experiment=experiment,
         data=data,
         contract=padded(data.contract, plan),
@@ -143,21 +114,6 @@ def _require_measured(experiment: Experiment) -> None:
         raise ConfigError(
             f"checkpoints.best_metric '{experiment.checkpoints.best_metric}' is never measured with "
             f"validation.{switch}: 0. Set it above 0, or choose another metric."
-        )
-
-
-def require_no_errors(findings: CheckReport) -> None:
-    """Raise ``CohortError`` with the first errors of a check."""
-    if findings.errors:
-        shown = "; ".join(
-            f"{finding.case} {finding.column}: {finding.message.rstrip('.')}"
-            for finding in findings.errors[:_FINDINGS_SHOWN]
-        )
-        more = len(findings.errors) - _FINDINGS_SHOWN
-        rest = f"; and {more} more" if more > 0 else ""
-        raise CohortError(
-            f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
-            "See all of them with 'dmx cohort check'."
         )
 
 
@@ -184,6 +140,9 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
         session: Where the project is and whom to tell.
         received: Parameter → how it came from a source; ``None``: none did, or a checkpoint will tell.
     """
+    if isinstance(checked, CheckedScoring):
+        return assemble_scoring(checked, session, received=received)
+    assert isinstance(checked, CheckedSegments)
     experiment, device = checked.experiment, checked.device
     data = checked.data
     cases = (*data.training, *data.validation)

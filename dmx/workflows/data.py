@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmx.cohort.case import Case, Cohort
+from dmx.cohort.check import CheckReport
 from dmx.cohort.manifest import read_manifest
 from dmx.cohort.splits import k_fold
 from dmx.config.sections import Experiment
@@ -14,17 +15,16 @@ from dmx.geometry import SegmentPlan, triple
 from dmx.model.build import build_network
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract, resolve_contract
+from dmx.workflows.checked import SplitCases
 
+_FINDINGS_SHOWN = 5
 _METRIC_NAME = re.compile(r"^[\w\-.: ]+$")
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class TrainingData(SplitCases):
     """The cases of a training and what the network sees of them."""
 
-    cohort: Cohort
-    training: tuple[Case, ...]
-    validation: tuple[Case, ...]
     contract: Contract
 
 
@@ -50,20 +50,13 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
         ConfigError: The experiment names something that cannot be used.
     """
     section = experiment.cohort
-    cohort = read_cohort(Path(section.manifest))
-    if section.fold is not None:
-        cohort = k_fold(cohort, fold=section.fold, folds=section.folds, seed=experiment.seed)
+    cohort = read_split_cohort(experiment, trains=trains)
     training, validation = cohort.in_split("training"), cohort.in_split("validation")
-    if trains and not training:
-        raise CohortError(
-            f"Cohort '{cohort.name}' has no case in split 'training'. Fill the column 'split' with 'dmx cohort split', "
-            "or set cohort.fold."
-        )
     contract = resolve_contract(
         section,
         experiment.preprocess,
         cases=training or cohort.cases,
-        channels=_known(section.channels, cohort.channels, "channels"),
+        channels=known_channels(section.channels, cohort.channels),
         classes=section.classes or cohort.classes,
         compatibility=experiment.compatibility,
     )
@@ -73,11 +66,34 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
     return TrainingData(cohort, training, validation, contract)
 
 
-def _known(chosen: Sequence[str], known: Sequence[str], what: str) -> Sequence[str]:
+def read_split_cohort(experiment: Experiment, *, trains: bool = True) -> Cohort:
+    """Read the cohort of an experiment, split as it says.
+
+    Raises:
+        CohortError: The manifest cannot be used, or has no cases to train on.
+    """
+    section = experiment.cohort
+    cohort = read_cohort(Path(section.manifest))
+    if section.fold is not None:
+        cohort = k_fold(cohort, fold=section.fold, folds=section.folds, seed=experiment.seed)
+    if trains and not cohort.in_split("training"):
+        raise CohortError(
+            f"Cohort '{cohort.name}' has no case in split 'training'. Fill the column 'split' with 'dmx cohort split', "
+            "or set cohort.fold."
+        )
+    return cohort
+
+
+def known_channels(chosen: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    """Return the channels that an experiment names, or all of the manifest.
+
+    Raises:
+        ConfigError: The manifest lacks one.
+    """
     for name in chosen:
         if name not in known:
             raise ConfigError(
-                f"cohort.{what} names '{name}', the manifest has {', '.join(known)}.{suggest(name, known)}"
+                f"cohort.channels names '{name}', the manifest has {', '.join(known)}.{suggest(name, known)}"
             )
     return chosen or known
 
@@ -93,22 +109,46 @@ def check_names(contract: Contract) -> None:
             "cohort.classes must name at least two classes, background first, "
             f"got {list(contract.classes)}. The manifest can name them too: '# classes: background, lesion'."
         )
-    for kind, names in (("channel", contract.channels), ("class", contract.classes)):
-        for name in names:
-            if not _METRIC_NAME.match(name):
-                allowed = re.sub(r"[^\w\-.: ]+", "_", name).strip("_") or kind
-                raise ConfigError(
-                    f"The {kind} name '{name}' cannot be part of a metric's name: allowed are letters, digits, blanks "
-                    f"and _ - . : (for instance '{allowed}')."
-                )
-        if len(set(names)) < len(names):
-            raise ConfigError(f"Two {kind}s have the same name: {', '.join(names)}.")
+    require_metric_names("channel", contract.channels)
+    require_metric_names("class", contract.classes)
+
+
+def require_metric_names(kind: str, names: Sequence[str]) -> None:
+    """Require names that can be parts of metrics' names, each once.
+
+    Raises:
+        ConfigError: A name cannot be used.
+    """
+    for name in names:
+        if not _METRIC_NAME.match(name):
+            allowed = re.sub(r"[^\w\-.: ]+", "_", name).strip("_") or kind
+            raise ConfigError(
+                f"The {kind} name '{name}' cannot be part of a metric's name: allowed are letters, digits, blanks "
+                f"and _ - . : (for instance '{allowed}')."
+            )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two {kind}s have the same name: {', '.join(names)}.")
 
 
 def _check_labels(training: Sequence[Case], validation: Sequence[Case]) -> None:
     for case in (*training, *validation):
         if case.label_map is None:
             raise CohortError(f"Case '{case.name}' has no label map; cases for {case.split} need one.")
+
+
+def require_no_errors(findings: CheckReport) -> None:
+    """Raise ``CohortError`` with the first errors of a check."""
+    if findings.errors:
+        shown = "; ".join(
+            f"{finding.case} {finding.column}: {finding.message.rstrip('.')}"
+            for finding in findings.errors[:_FINDINGS_SHOWN]
+        )
+        more = len(findings.errors) - _FINDINGS_SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        raise CohortError(
+            f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
+            "See all of them with 'dmx cohort check'."
+        )
 
 
 def make_network(experiment: Experiment, contract: Contract) -> tuple[Network, SegmentPlan]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmx.cohort.case import Case
-from dmx.cohort.digest import cohort_digest
-from dmx.cohort.manifest import manifest_text
 from dmx.config.load import as_yaml
 from dmx.config.sections import Experiment
 from dmx.evaluation.figures import lr_figure
@@ -16,7 +14,7 @@ from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import CohortInput
 from dmx.training.schedules import preview
-from dmx.workflows.assemble import Checked
+from dmx.workflows.checked import Checked
 from dmx.workflows.identity import IDENTITY, identity
 
 _RATES = "figures/learning_rate.png"
@@ -40,20 +38,26 @@ def complete_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
     if git.diff and experiment.tracking.git_diff:
         run.log_text("git.diff", git.diff)
     _log_cohort(run, checked, root)
-    run.log_figure(_RATES, lr_figure(planned_rates(experiment)))
+    run.log_figure(_RATES, lr_figure(planned_rates(experiment, steps=checked.settings.training.steps_per_epoch)))
 
 
-def planned_rates(experiment: Experiment) -> list[dict[str, float]]:
-    """Return ``epoch`` (a fraction within it) and ``lr`` of every step of a training."""
+def planned_rates(experiment: Experiment, *, steps: int | None = None) -> list[dict[str, float]]:
+    """Return ``epoch`` (a fraction within it) and ``lr`` of every step of a training.
+
+    Args:
+        experiment: The experiment.
+        steps: Steps per epoch, where the experiment leaves them to the number of cases.
+    """
     training = experiment.training
+    steps = steps or training.steps_per_epoch
     rates = preview(
         experiment.schedule,
         lr=experiment.optimizer.lr,
         epochs=training.epochs,
-        steps_per_epoch=training.steps_per_epoch,
+        steps_per_epoch=steps,
         compatibility=experiment.compatibility,
     )
-    return [{"epoch": step / training.steps_per_epoch, "lr": rate} for step, rate in enumerate(rates)]
+    return [{"epoch": step / steps, "lr": rate} for step, rate in enumerate(rates)]
 
 
 def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:
@@ -61,17 +65,19 @@ def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:
     summary = {
         "cohort": data.cohort.name,
         "channels": list(contract.channels),
-        "classes": list(contract.classes),
+        "classes": list(contract.outputs),
         "training": _counts(data.training),
         "validation": _counts(data.validation),
     }
     run.log_text("cohort/summary.json", json.dumps(summary, indent=2))
     run.log_text("cohort/check.json", run.hide(json.dumps(checked.findings.as_dict(), indent=2)))
-    run.log_text("cohort/manifest.csv", run.hide(manifest_text(data.cohort, checked.experiment.cohort.manifest)))
+    file = data.cohort.manifest or Path(checked.experiment.cohort.manifest)
+    name, table = data.table(file)
+    run.log_text(f"cohort/{name}", run.hide(table))
     splits = {"training": data.training, "validation": data.validation}
     run.log_text(IDENTITY, json.dumps(identity(data.cohort.name, splits)))
-    digest = cohort_digest(data.cohort)
-    source = relative(Path(checked.experiment.cohort.manifest), root)
+    digest = data.digest()
+    source = relative(file, root)
     for context, cases in (("training", data.training), ("validation", data.validation)):
         if cases:
             described = {**_counts(cases), "channels": summary["channels"], "classes": summary["classes"]}
@@ -87,6 +93,11 @@ def _counts(cases: Sequence[Case]) -> dict[str, int]:
 def portable(experiment: Experiment, root: Path) -> str:
     """Return the resolved configuration as YAML, with files relative to the project where they lie in it."""
     cohort = replace(experiment.cohort, manifest=_within(experiment.cohort.manifest, root))
+    stimuli = experiment.stimuli
+    if stimuli is not None:
+        validation, evaluation = (file and _within(file, root) for file in (stimuli.validation, stimuli.evaluation))
+        source = _within(stimuli.source, root)
+        stimuli = replace(stimuli, source=source, validation=validation, evaluation=evaluation)
     section = experiment.transfer
     if section is not None:
         sources = {
@@ -94,7 +105,7 @@ def portable(experiment: Experiment, root: Path) -> str:
             for name, source in section.sources.items()
         }
         section = replace(section, sources=sources)
-    return as_yaml(replace(experiment, cohort=cohort, transfer=section))
+    return as_yaml(replace(experiment, cohort=cohort, stimuli=stimuli, transfer=section))
 
 
 def _within(file: str, root: Path) -> str:

@@ -7,7 +7,7 @@ from dmx.tracking.family_page import lineage_html
 from dmx.tracking.lineage import SOURCE_RUN
 from dmx.tracking.session import ActiveRun
 from dmx.training.loop import FitResult
-from dmx.workflows.assemble import Checked
+from dmx.workflows.checked import Checked
 from dmx.workflows.params import training_params
 
 

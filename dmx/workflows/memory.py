@@ -11,7 +11,8 @@ from dmx.geometry import Triple, triple
 from dmx.model.memory import peak_bytes
 from dmx.model.spec import size_text
 from dmx.training.step import MemoryTooSmallError
-from dmx.workflows.assemble import Checked
+from dmx.workflows.assemble import CheckedSegments
+from dmx.workflows.checked import Checked
 
 # What libraries take for their own work comes on top of the tensors.
 _USABLE = 0.7
@@ -28,10 +29,12 @@ def advised(checked: Checked) -> Iterator[None]:
     try:
         yield
     except MemoryTooSmallError as error:
+        if not isinstance(checked, CheckedSegments):
+            raise
         raise TrainingError(f"{error} {_advice(checked)}") from error
 
 
-def _advice(checked: Checked) -> str:
+def _advice(checked: CheckedSegments) -> str:
     """Return the largest number of segments per pass that fits by estimate, or the largest segment."""
     training, segment = checked.experiment.training, triple(checked.experiment.sampling.segment)
     room = _USABLE * _room(checked.device)
@@ -55,11 +58,11 @@ def _room(device: torch.device) -> float:
     return free_bytes(device)
 
 
-def _need(checked: Checked, segment: Triple, batch_size: int) -> int:
+def _need(checked: CheckedSegments, segment: Triple, batch_size: int) -> int:
     return peak_bytes(checked.network, segment, batch_size=batch_size, training=True)
 
 
-def _smaller(checked: Checked, segment: Triple) -> Triple | None:
+def _smaller(checked: CheckedSegments, segment: Triple) -> Triple | None:
     """Return the next smaller segment that the network takes."""
     size = segment
     while min(size) > 1:

@@ -1,11 +1,13 @@
 """The few settings of a run that the MLflow tables compare; the whole configuration is its ``config.yaml``."""
 
+from collections.abc import Sequence
+
 from dmx.config.sections import Experiment
 from dmx.geometry import triple
 from dmx.model.network import TrainableNetwork
-from dmx.preprocess.contract import Contract
+from dmx.preprocess.image_contract import ImageContract
 from dmx.transfer.freeze import FreezePlan
-from dmx.workflows.assemble import Checked
+from dmx.workflows.checked import AnyContract, Checked
 
 
 def training_params(checked: Checked) -> dict[str, object]:
@@ -15,9 +17,21 @@ def training_params(checked: Checked) -> dict[str, object]:
         "cohort": checked.data.cohort.name,
         "cohort.training_cases": len(checked.data.training),
         "cohort.validation_cases": len(checked.data.validation),
-        "segment": _list(triple(checked.experiment.sampling.segment)),
+        **_input_params(checked),
         **optimization_params(checked.experiment, checked.network, checked.settings.freeze),
+        "steps_per_epoch": checked.settings.training.steps_per_epoch,
     }
+
+
+def _input_params(checked: Checked) -> dict[str, object]:
+    """Return the size of what the network reads at once."""
+    if isinstance(checked.contract, ImageContract):
+        return {"image_size": _list(checked.contract.crop)}
+    return (
+        {"segment": _list(triple(checked.experiment.sampling.segment))}
+        if checked.settings.task == "segmentation"
+        else {}
+    )
 
 
 def optimization_params(experiment: Experiment, network: TrainableNetwork, freeze: FreezePlan) -> dict[str, object]:
@@ -37,13 +51,13 @@ def optimization_params(experiment: Experiment, network: TrainableNetwork, freez
     }
 
 
-def network_params(experiment: Experiment, contract: Contract, network: TrainableNetwork) -> dict[str, object]:
+def network_params(experiment: Experiment, contract: AnyContract, network: TrainableNetwork) -> dict[str, object]:
     """Return the params that describe a network, however it came about."""
     model, multiscale = experiment.model, experiment.model.name == "multiscale"
     return {
         "task": experiment.task,
         "channels": ",".join(contract.channels),
-        "classes": ",".join(contract.classes),
+        "targets" if experiment.task == "regression" else "classes": ",".join(contract.outputs),
         "network": model.name,
         "network.widths": _list(model.normal.widths) if multiscale else "",
         "network.pathways": 1 + len(model.subsampled) if multiscale else 1,
@@ -58,5 +72,5 @@ def _count(network: TrainableNetwork) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _list(values: tuple[int, ...]) -> str:
+def _list(values: Sequence[int]) -> str:
     return ",".join(str(value) for value in values)

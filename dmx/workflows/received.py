@@ -11,7 +11,7 @@ from dmx.transfer.freeze_parts import network_parts
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
-from dmx.workflows.assemble import Checked
+from dmx.workflows.checked import Checked
 from dmx.workflows.sources import OpenSource
 from dmx.workflows.start import Start, described_source, source_params
 

@@ -12,7 +12,7 @@ from dmx.tracking.lineage import SOURCE_RUN, SOURCES, UNTRAINED
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.transfer.plan import TransferPlan
-from dmx.workflows.assemble import Checked
+from dmx.workflows.checked import Checked
 from dmx.workflows.finetune import KEPT, finetune_start, paired
 from dmx.workflows.inputs import complete_inputs
 from dmx.workflows.received import PLAN
@@ -20,7 +20,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, file_source, run_source
 from dmx.workflows.start import Start
 from dmx.workflows.train import Trainee, assemble_from, begin
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import TrainedNetwork, open_network
 from dmx.workflows.transfer import Transfer, carry_out, keep_transferred, transferred_start
 
 
@@ -79,7 +79,7 @@ def _given(info: RunInfo) -> list[_Given]:
     return []
 
 
-def _from_source(run: ActiveRun, checked: Checked, source: Trained) -> tuple[Checked, Start]:
+def _from_source(run: ActiveRun, checked: Checked, source: TrainedNetwork) -> tuple[Checked, Start]:
     """Return the beginning of a fine-tuning, or of the training of a transferred network."""
     if run.info.kind == "train":
         return checked, transferred_start(run.store, checked, source)
@@ -110,7 +110,7 @@ def _transferred_again(run: ActiveRun, checked: Checked, given: Sequence[_Given]
     return done
 
 
-def _opened(store: RunStore, given: _Given, root: Path) -> Trained:
+def _opened(store: RunStore, given: _Given, root: Path) -> TrainedNetwork:
     """Open the very checkpoint with which a run began, whatever its name is now."""
     source = store.get_run(given.run)
     name = next((name for name, path in checkpoint_names(source.tags).items() if path == given.checkpoint), None)
@@ -119,7 +119,7 @@ def _opened(store: RunStore, given: _Given, root: Path) -> Trained:
             f"The run began with {given.checkpoint} of run '{source.experiment}/{source.name}', which is gone, so it "
             "cannot begin again. Make a new run."
         )
-    return open_trained(store, source.id, checkpoint=name, root=root)
+    return open_network(store, source.id, checkpoint=name, root=root)
 
 
 def _require_same_plan(run: ActiveRun, plan: TransferPlan) -> None:

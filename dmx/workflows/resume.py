@@ -8,7 +8,6 @@ from typing import Any
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
-from dmx.preprocess.contract import Contract
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names, set_aside
 from dmx.tracking.lineage import UNTRAINED
@@ -19,14 +18,15 @@ from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run, run_fol
 from dmx.tracking.store import RunInfo, RunReader, RunStore
 from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
-from dmx.workflows.assemble import Checked, assemble, check_training
+from dmx.workflows.assemble import assemble, check_training
+from dmx.workflows.checked import Checked
 from dmx.workflows.identity import identity, read_identity
 from dmx.workflows.inputs import planned_rates, portable
 from dmx.workflows.privacy import hiding
 from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
 from dmx.workflows.train import Trainee, run_fit
-from dmx.workflows.trained import run_experiment
+from dmx.workflows.trained import contract_of, run_experiment
 
 _SHOWN = 5
 _CURVES = ("keep", "stretch", "restart")
@@ -111,7 +111,7 @@ def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) 
     """Train from a checkpoint on."""
     content = read_checkpoint(folder)
     run.set_tags({"dmx.optimizer_state": "restored: resumed"})
-    checked = replace(checked, contract=Contract.from_dict(content.manifest["contract"]))
+    checked = replace(checked, contract=contract_of(content.manifest))
     assembled = assemble(checked, session)
     assembled.state.load_state_dict(content.as_state())
     assembled.state.last_checkpoint = folder.name

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 from dmx import __version__
 from dmx.config.load import as_dict
 from dmx.config.sections import Experiment
-from dmx.preprocess.contract import Contract
 from dmx.training.checkpoint import write_checkpoint
 from dmx.training.events import CheckpointDue
+from dmx.workflows.checked import AnyContract
 
 
 def description(
-    experiment: Experiment, contract: Contract, *, run_id: str, source: Mapping[str, Any] | None
+    experiment: Experiment, contract: AnyContract, *, run_id: str, source: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return what all checkpoints of a run say about themselves: all that is needed to use their network."""
     return {
@@ -37,7 +37,7 @@ class Described(Protocol):
         ...
 
     @property
-    def contract(self) -> Contract:
+    def contract(self) -> AnyContract:
         """Return what the network sees."""
         ...
 

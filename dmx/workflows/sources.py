@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dmx.config.load import as_dict, build_experiment, section_from_dict
+from dmx.config.load import build_experiment, section_from_dict
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import SourceSection, TransferSection
@@ -17,7 +17,8 @@ from dmx.training.checkpoint import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.header import check_header, read_header
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.inherited import inherited_settings
+from dmx.workflows.trained import TrainedNetwork, open_network
 from dmx.workflows.weights_file import FileSource, open_weights_file
 
 
@@ -37,7 +38,7 @@ class OpenSource:
     name: str
     sketch: NetworkSketch
     reader: TensorReader
-    trained: Trained | None = None
+    trained: TrainedNetwork | None = None
     file: Path | None = None
     opened: FileSource | None = None
 
@@ -56,7 +57,7 @@ def open_source(store: RunStore, name: str, section: TransferSection, *, path: P
     if given.file is not None:
         file = path.resolve().parent / given.file
         return file_source(name, file if file.is_file() else Path(given.file).resolve(), sha256=given.sha256)
-    return run_source(name, open_trained(store, str(given.run), checkpoint=given.checkpoint, root=root))
+    return run_source(name, open_network(store, str(given.run), checkpoint=given.checkpoint, root=root))
 
 
 def file_source(name: str, file: Path, *, sha256: str | None) -> OpenSource:
@@ -79,7 +80,7 @@ def file_source(name: str, file: Path, *, sha256: str | None) -> OpenSource:
     return OpenSource(name=name, sketch=opened.sketch, reader=opened.reader, file=file, opened=opened)
 
 
-def run_source(name: str, trained: Trained) -> OpenSource:
+def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
     """Return a run's checkpoint as a source."""
     weights = trained.folder / "average.safetensors"
     weights = weights if "average.safetensors" in trained.manifest["files"] else trained.folder / "model.safetensors"
@@ -87,8 +88,9 @@ def run_source(name: str, trained: Trained) -> OpenSource:
         section_from_dict(ModelSection, trained.manifest["model"]),
         name=name,
         channels=trained.contract.channels,
-        classes=trained.contract.classes,
+        classes=trained.contract.outputs,
         compatibility=trained.manifest["compatibility"],
+        scores=trained.task != "segmentation",
     )
     check_header(sketch, read_header(weights))
     return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)
@@ -113,13 +115,5 @@ def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferS
 def settings_with(raw: Mapping[str, Any], sources: Sequence[OpenSource], *, path: Path) -> Experiment:
     """Return the settings; what is left out of network and preprocessing comes from the first run among the sources."""
     first = next((source.trained for source in sources if source.trained is not None), None)
-    inherited: dict[str, Any] = {}
-    if first is not None:
-        known = as_dict(first.experiment)
-        spacing = list(first.contract.spacing or ()) or "off"
-        inherited = {
-            "model": known["model"],
-            "preprocess": {**known["preprocess"], "spacing": spacing},
-            "compatibility": known["compatibility"],
-        }
+    inherited = {} if first is None else inherited_settings(first, raw)
     return build_experiment({**inherited, **raw}, source=str(path), folder=path.resolve().parent)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmx.tracking.lineage import Source, source_tags
 from dmx.tracking.session import ActiveRun
-from dmx.workflows.trained import Trained
+from dmx.workflows.trained import TrainedNetwork
 
 Kind = Literal["train", "finetune", "transfer"]
 
@@ -69,7 +69,7 @@ def log_start(run: ActiveRun, start: Start) -> None:
         run.log_line(sentence)
 
 
-def source_params(trained: Trained) -> dict[str, object]:
+def source_params(trained: TrainedNetwork) -> dict[str, object]:
     """Return the params that say which network was used."""
     return {
         "source.run": f"{trained.run.experiment}/{trained.run.name}",
@@ -79,7 +79,7 @@ def source_params(trained: Trained) -> dict[str, object]:
     }
 
 
-def trained_tags(trained: Trained, *, experiment: str | None = None) -> dict[str, str]:
+def trained_tags(trained: TrainedNetwork, *, experiment: str | None = None) -> dict[str, str]:
     """Return the tags that name the source run.
 
     Args:
@@ -93,7 +93,7 @@ def trained_tags(trained: Trained, *, experiment: str | None = None) -> dict[str
     }
 
 
-def described_source(trained: Trained) -> dict[str, Any]:
+def described_source(trained: TrainedNetwork) -> dict[str, Any]:
     """Return what the checkpoints of a new run say about their source."""
     return {
         "run_id": trained.run.id,

@@ -14,7 +14,8 @@ from dmx.tracking.store import RunInfo
 from dmx.training.loop import Batches, FitResult, Validate, fit
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
-from dmx.workflows.assemble import Assembled, Checked, assemble, check_training
+from dmx.workflows.assemble import assemble, check_training
+from dmx.workflows.checked import Assembled, Checked
 from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.lineage import log_lineage
@@ -72,8 +73,9 @@ def run_training(
     """
     experiment = checked.experiment
     notes = check_origin(experiment, checked.settings, checked.network, received=start.received, strict=strict)
-    assembled = assemble_from(start, checked, session)
+    # Before cases are prepared, which can take long.
     store = open_store(experiment.tracking.uri, session.root)
+    assembled = assemble_from(start, checked, session)
     new = NewRun(
         experiment=experiment.tracking.experiment or experiment.name,
         kind=start.kind,

@@ -12,19 +12,22 @@ from dmx.config.sections import Experiment, PredictionSection
 from dmx.config.yaml_loader import read_yaml
 from dmx.errors import CheckpointError, ConfigError, ModelError, RunError
 from dmx.model.build import build_network
-from dmx.model.network import Network
+from dmx.model.classifier import build_classifier
+from dmx.model.network import Network, TrainableNetwork
 from dmx.preprocess.contract import Contract
+from dmx.preprocess.image_contract import KIND, ImageContract
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.checkpoint import Checkpoint, read_checkpoint
+from dmx.workflows.checked import AnyContract
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A trained network and what it expects of its input.
+class TrainedNetwork:
+    """A trained network of any task, and what it expects of its input.
 
     Attributes:
         run: The run that trained it.
@@ -32,7 +35,7 @@ class Trained:
         folder: Folder of the checkpoint.
         manifest: What the checkpoint says about itself.
         network: The network in inference mode, with the averaged weights if there are any.
-        contract: Channels, classes, preprocessing.
+        contract: Channels, classes or targets, preprocessing.
         experiment: The run's resolved configuration.
     """
 
@@ -40,15 +43,28 @@ class Trained:
     checkpoint_name: str
     folder: Path
     manifest: Mapping[str, Any]
-    network: Network
-    contract: Contract
+    network: TrainableNetwork
+    contract: AnyContract
     experiment: Experiment
+
+    @property
+    def task(self) -> str:
+        """Return what it has learned."""
+        return str(self.manifest.get("task", "segmentation"))
 
     @property
     def sha256(self) -> str:
         """Return the hash of the weights that it predicts with."""
         files = self.manifest["files"]
         return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(TrainedNetwork):
+    """A trained segmentation network."""
+
+    network: Network
+    contract: Contract
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +111,26 @@ def stored_checkpoint(store: RunStore, run: str, *, checkpoint: str | None, root
 
 
 def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> Trained:
-    """Open a run's network; the arguments are those of :func:`stored_checkpoint`.
+    """Open a run's segmentation network; the arguments are those of :func:`stored_checkpoint`.
+
+    Raises:
+        RunError: There is no such run or checkpoint, or its network has learned something else.
+        CheckpointError: The checkpoint is damaged or is that of another network.
+    """
+    opened = open_network(store, run, checkpoint=checkpoint, root=root)
+    if not isinstance(opened, Trained):
+        raise RunError(
+            f"Run '{opened.run.experiment}/{opened.run.name}' has learned a {opened.task}, not a segmentation, so this "
+            "cannot be done with its network."
+        )
+    return opened
+
+
+def open_network(store: RunStore, run: str, *, checkpoint: str | None, root: Path) -> TrainedNetwork:
+    """Open a run's network, whatever it has learned; the arguments are those of :func:`stored_checkpoint`.
+
+    Returns:
+        :class:`Trained` for a segmentation network.
 
     Raises:
         RunError: There is no such run or checkpoint.
@@ -103,29 +138,44 @@ def open_trained(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
     """
     stored = stored_checkpoint(store, run, checkpoint=checkpoint, root=root)
     content = stored.content
-    contract = Contract.from_dict(content.manifest["contract"])
-    return Trained(
+    contract = contract_of(content.manifest)
+    network = network_of(content, contract)
+    segments = isinstance(network, Network) and isinstance(contract, Contract)
+    made: type[TrainedNetwork] = Trained if segments else TrainedNetwork
+    return made(
         run=stored.run,
         checkpoint_name=stored.name,
         folder=stored.folder,
         manifest=content.manifest,
-        network=network_of(content, contract),
+        network=network,
         contract=contract,
         experiment=run_experiment(store, stored.run),
     )
 
 
-def network_of(checkpoint: Checkpoint, contract: Contract) -> Network:
+def contract_of(manifest: Mapping[str, Any]) -> AnyContract:
+    """Return what the network of a checkpoint sees.
+
+    Raises:
+        CheckpointError: The checkpoint does not say it.
+    """
+    values = manifest["contract"]
+    return ImageContract.from_dict(values) if values.get("kind") == KIND else Contract.from_dict(values)
+
+
+def network_of(checkpoint: Checkpoint, contract: AnyContract) -> TrainableNetwork:
     """Build the network that a checkpoint describes, with the weights to predict with."""
     manifest = checkpoint.manifest
+    network: TrainableNetwork
     try:
         section = section_from_dict(ModelSection, manifest["model"])
-        network = build_network(
-            section,
-            num_channels=len(contract.channels),
-            num_classes=len(contract.classes),
-            compatibility=manifest["compatibility"],
-        )
+        channels, outputs = len(contract.channels), len(contract.outputs)
+        if manifest.get("task", "segmentation") == "segmentation":
+            network = build_network(
+                section, num_channels=channels, num_classes=outputs, compatibility=manifest["compatibility"]
+            )
+        else:
+            network = build_classifier(section, num_channels=channels, num_outputs=outputs)
         network.load_state_dict(dict(checkpoint.prediction_state))
     except (KeyError, ModelError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint's weights do not fit the network that it describes: {error}") from error

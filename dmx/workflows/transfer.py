@@ -10,6 +10,7 @@ from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import TransferSection
 from dmx.errors import ConfigError, DmxError, ModelError, RunError
+from dmx.model.network import Network
 from dmx.model.sketch import sketch_network
 from dmx.tracking.files import read_text
 from dmx.tracking.lineage import UNTRAINED, Source, source_tags
@@ -21,7 +22,8 @@ from dmx.training.state import new_state
 from dmx.transfer.apply import apply_plan
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.planning import plan_transfer
-from dmx.workflows.assemble import Checked, check_training
+from dmx.workflows.assemble import check_training
+from dmx.workflows.checked import Checked
 from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.freezing import check_origin
@@ -36,7 +38,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, open_source, pinned, settings_with
 from dmx.workflows.start import Start, described_source, log_start, source_params
 from dmx.workflows.train import Trainee, run_training
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import TrainedNetwork, open_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +143,24 @@ def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStor
         CohortError: Validation cases were in the training of a source, and that is not allowed.
     """
     contract, section = checked.contract, checked.experiment.transfer or TransferSection()
-    target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.classes)
+    target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.outputs)
     plan = plan_transfer([source.sketch for source in sources], target, transfer_options(section))
     apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
     notes, tags = _leaks(store, sources, checked, allowed=allow_leak)
-    networks = {source.name: source.trained.network for source in sources if source.trained is not None}
-    error = equivalence_error(plan, checked.network, networks)
+    error = _measured_error(plan, checked, sources)
     if error is not None:
         notes.append(f"Outputs that must equal the source's differ by at most {error:.2g} (relative).")
     start = transfer_start(checked, plan, sources, notes=notes, tags=tags)
     if error is not None:
         start = replace(start, metrics={"transfer/equivalence_error": error})
     return Transfer(checked=checked, plan=plan, start=start, error=error)
+
+
+def _measured_error(plan: TransferPlan, checked: Checked, sources: Sequence[OpenSource]) -> float | None:
+    """Return how far outputs that must be equal differ, where segmentation networks give and receive."""
+    given = {source.name: source.trained.network for source in sources if source.trained is not None}
+    networks = {name: network for name, network in given.items() if isinstance(network, Network)}
+    return equivalence_error(plan, checked.network, networks) if isinstance(checked.network, Network) else None
 
 
 def transfer(
@@ -224,7 +232,7 @@ def train_transferred(
         CohortError: Validation cases were in the training of a source, and that is not allowed.
     """
     store = open_store(experiment.tracking.uri, session.root)
-    source = open_trained(store, run, checkpoint=None, root=session.root)
+    source = open_network(store, run, checkpoint=None, root=session.root)
     place = f"'{source.run.experiment}/{source.run.name}'"
     if source.manifest["global_step"] > 0 or source.run.kind != "transfer":
         raise RunError(
@@ -234,11 +242,11 @@ def train_transferred(
     model = section_from_dict(ModelSection, source.manifest["model"])
     experiment = replace(experiment, model=model, compatibility=source.manifest["compatibility"])
     checked = check_training(experiment, session)
-    if (checked.contract.channels, checked.contract.classes) != (source.contract.channels, source.contract.classes):
+    if (checked.contract.channels, checked.contract.outputs) != (source.contract.channels, source.contract.outputs):
         raise ConfigError(
             f"The cohort has the channels {', '.join(checked.contract.channels)} and classes "
-            f"{', '.join(checked.contract.classes)}; run {place} was made for the channels "
-            f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.classes)}. Transfer again "
+            f"{', '.join(checked.contract.outputs)}; run {place} was made for the channels "
+            f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.outputs)}. Transfer again "
             "with this experiment."
         )
     leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
@@ -252,7 +260,7 @@ def train_transferred(
     return run_training(checked, session, start=start, name=name, strict=strict)
 
 
-def transferred_start(store: RunStore, checked: Checked, source: Trained) -> Start:
+def transferred_start(store: RunStore, checked: Checked, source: TrainedNetwork) -> Start:
     """Return the beginning of a training of a transferred network, whose optimizer never existed."""
     experiment = checked.experiment
     plan = _plan_of(store, source)
@@ -269,7 +277,7 @@ def transferred_start(store: RunStore, checked: Checked, source: Trained) -> Sta
     )
 
 
-def _plan_of(store: RunStore, source: Trained) -> TransferPlan:
+def _plan_of(store: RunStore, source: TrainedNetwork) -> TransferPlan:
     """Return the plan that a transfer has kept.
 
     Raises:

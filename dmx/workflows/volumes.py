@@ -19,7 +19,7 @@ from dmx.geometry import triple
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.native import restore_labels, restore_maps, restore_probabilities
 from dmx.preprocess.pipeline import PreparedCase, preprocess_case
-from dmx.workflows.assemble import require_no_errors
+from dmx.workflows.data import require_no_errors
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained
 
