@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from dmx import __version__
-from dmx.cli import cohort, config, export, model, predict, runs, train, transfer, ui
+from dmx.cli import cohort, config, export, inspect, model, predict, runs, train, transfer, ui
 from dmx.cli.console import err, out, sentence
 from dmx.errors import DmxError
 
@@ -42,6 +42,9 @@ app.command()(transfer.transfer)
 app.command()(train.resume)
 app.command()(predict.predict)
 app.command()(predict.evaluate)
+app.command()(inspect.activations)
+app.command()(inspect.ablate)
+app.command()(inspect.probe)
 app.command()(export.export)
 app.add_typer(cohort.app, name="cohort")
 app.add_typer(model.app, name="model")
@@ -52,7 +55,7 @@ app.command()(ui.ui)
 
 def main() -> None:
     """Run a command; end with one sentence and exit code 2 when the user can solve the problem."""
-    sys.argv[1:] = transfer.join_layers(sys.argv[1:])
+    sys.argv[1:] = inspect.join_names(transfer.join_layers(sys.argv[1:]))
     try:
         app()
     except DmxError as error:

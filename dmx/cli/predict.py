@@ -71,7 +71,7 @@ def predict(
             split=split,
             probabilities=probabilities,
             features=dict(_layer(word) for word in features or ()),
-            settings=_settings(from_run, overrides, store),
+            settings=prediction_settings(from_run, overrides, store),
             device=device,
             uri=store,
             name=name,
@@ -96,7 +96,7 @@ def _layer(word: str) -> tuple[str, tuple[int, int]]:
     return name, (int(first), int(last) if dash else int(first))
 
 
-def _settings(run: str, overrides: list[str] | None, store: str | None) -> "PredictionSection | None":
+def prediction_settings(run: str, overrides: list[str] | None, store: str | None) -> "PredictionSection | None":
     """Return the run's prediction settings with changes; ``None`` without any."""
     if not overrides:
         return None
@@ -141,7 +141,7 @@ def evaluate(
             cohort=cohort,
             checkpoint=checkpoint,
             split=split,
-            settings=_settings(from_run, overrides, store),
+            settings=prediction_settings(from_run, overrides, store),
             tolerance_mm=tolerance_mm,
             allow_leak=allow_leak,
             device=device,

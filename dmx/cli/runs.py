@@ -22,7 +22,7 @@ app = typer.Typer(help="Find, show and compare runs, and keep their store in ord
 
 RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
-_SCORES = ("evaluation/dice", "val_volume/dice", "val/dice")
+_SCORES = ("evaluation/dice", "ablation/dice", "val_volume/dice", "val/dice")
 _COMPARED = ("evaluation/", "val_volume/", "val/dice", "val/loss", "train/mean_loss", "time/total")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 

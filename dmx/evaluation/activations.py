@@ -91,6 +91,7 @@ class ActivationWriter:
         self._names = [str(name) for name in names]
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._done = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: h5py.File = _h5py().File(self._temporary, "w", libver=_FORMAT)
 
@@ -110,7 +111,8 @@ class ActivationWriter:
         for layer, output in outputs.items():
             if layer not in self._file:
                 # All of it at once: the file grows to its final size, and later batches are written in place.
-                self._file.create_dataset(layer, shape=(len(self._names), *output.shape[1:]), dtype="float32")
+                self._shapes[layer] = (len(self._names), *output.shape[1:])
+                self._file.create_dataset(layer, shape=self._shapes[layer], dtype="float32")
             dataset = self._file[layer]
             if dataset.shape[1:] != tuple(output.shape[1:]):
                 raise ConfigError(
@@ -129,10 +131,9 @@ class ActivationWriter:
         if self._done < len(self._names):
             raise ConfigError(f"The batches hold {self._done} of the {len(self._names)} stimuli that were named.")
         self._file.attrs[_NAMES] = np.array(self._names, dtype=_h5py().string_dtype())
-        shapes = {layer: tuple(self._file[layer].shape) for layer in self._file}
         self._file.close()
         self._temporary.replace(self.path)
-        return WrittenActivations(path=self.path, count=self._done, shapes=shapes)
+        return WrittenActivations(path=self.path, count=self._done, shapes=self._shapes)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()

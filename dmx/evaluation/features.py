@@ -1,8 +1,8 @@
 """Feature maps of any layer as volumes on the grid of the prediction."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,18 @@ from dmx.geometry import PatchPlan, SegmentPlan, Triple
 from dmx.model.network import Network
 
 Allocate = Callable[[str, tuple[int, int, int, int]], Tensor]
+
+
+class Collector(Protocol):
+    """Takes what layers give while a volume is predicted by tiles."""
+
+    def watching(self, network: Network) -> AbstractContextManager[None]:
+        """Keep the latest output of layers while the context is open; opened again when tiles had to be smaller."""
+        ...
+
+    def collect(self, tiles: Sequence[Tile], shape: Triple) -> None:
+        """Take what layers gave for tiles of a volume of this size, in the order of the latest forward pass."""
+        ...
 
 
 class FeatureMaps:

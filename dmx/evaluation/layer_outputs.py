@@ -49,8 +49,19 @@ def find_layers(network: TrainableNetwork, names: Iterable[str]) -> dict[str, nn
     return found
 
 
+def chosen_layers(network: TrainableNetwork, layers: Layers) -> tuple[dict[str, nn.Module], dict[str, LayerMask]]:
+    """Return the modules that are wanted and which part of each, by name; the arguments are :func:`layer_outputs`'."""
+    modules: dict[str, nn.Module] = {}
+    masks: dict[str, LayerMask] = {}
+    for wanted in layers:
+        found = find_layers(network, [wanted])
+        modules |= found
+        masks |= dict.fromkeys(found, layers[wanted] if isinstance(layers, Mapping) else ALL)
+    return modules, masks
+
+
 @contextmanager
-def _watching(layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+def watching(layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
     """Keep what is taken of each layer's latest output while the context is open."""
     latest: dict[str, Tensor] = {}
 
@@ -97,29 +108,39 @@ def layer_outputs(
     Raises:
         ModelError: A layer does not exist, or its output has no channels.
     """
-    modules: dict[str, nn.Module] = {}
-    masks: dict[str, LayerMask] = {}
-    for wanted in layers:
-        found = find_layers(network, [wanted])
-        modules |= found
-        masks |= dict.fromkeys(found, layers[wanted] if isinstance(layers, Mapping) else ALL)
+    modules, masks = chosen_layers(network, layers)
 
     def take(name: str, output: Tensor) -> Tensor:
-        return _taken(name, output, masks[name], pool).detach().to("cpu", torch.float32, copy=True)
+        part = chosen_part(name, output, masks[name])
+        part = part if pool is None else pooled(part, pool)
+        return part.detach().to("cpu", torch.float32, copy=True)
 
     device = next(network.parameters()).device
     for patches in batches:
         inputs = [patch.to(device) for patch in patches]
-        with _watching(modules, take) as latest, mode(network, training=False), torch.no_grad():
+        with watching(modules, take) as latest, mode(network, training=False), torch.no_grad():
             network(inputs)
-        silent = next((name for name in modules if name not in latest), None)
-        if silent is not None:
-            raise ModelError(f"Layer '{silent}' does not run when the network does. Name another layer.")
+        require_all(modules, latest)
         yield {name: latest[name] for name in modules}
 
 
-def _taken(name: str, output: Tensor, mask: LayerMask, pool: Pooling | None) -> Tensor:
-    """Return the wanted part of an output, pooled."""
+def require_all(modules: Iterable[str], latest: Mapping[str, Tensor]) -> None:
+    """Require that every layer has given something.
+
+    Raises:
+        ModelError: One did not run.
+    """
+    silent = next((name for name in modules if name not in latest), None)
+    if silent is not None:
+        raise ModelError(f"Layer '{silent}' does not run when the network does. Name another layer.")
+
+
+def chosen_part(name: str, output: Tensor, mask: LayerMask) -> Tensor:
+    """Return the wanted part of a layer's output, [N, C, rows, columns] or [N, C, I, J, K].
+
+    Raises:
+        ModelError: It has no channels, or not the wanted ones.
+    """
     if output.ndim == 2:
         output = output[:, :, None, None]
     if output.ndim not in (4, 5):
@@ -129,8 +150,7 @@ def _taken(name: str, output: Tensor, mask: LayerMask, pool: Pooling | None) -> 
         )
     if output.ndim == 5 and (mask.rows is not None or mask.columns is not None):
         raise ModelError(f"Layer '{name}' gives volumes, which have no rows and columns. Choose channels alone.")
-    chosen = mask.apply(output, layer=name)
-    return chosen if pool is None else pooled(chosen, pool)
+    return mask.apply(output, layer=name)
 
 
 def pooled(maps_NC: Tensor, pool: Pooling) -> Tensor:

@@ -131,7 +131,7 @@ def probe_layers(
     """
     values = np.asarray(target)
     _check(features, values, groups)
-    splits = _splits(values, task=task, groups=groups, folds=folds, seed=seed)
+    splits = probe_folds(values, task=task, groups=groups, folds=folds, seed=seed)
     unsettled: list[str] = []
     scores = []
     for layer, numbers in features.items():
@@ -163,10 +163,14 @@ def _check(features: Features, target: NDArray[Any], groups: Sequence[str] | Non
             raise ConfigError(f"Layer '{layer}' gives numbers that are not finite, which cannot be read out.")
 
 
-def _splits(
+def probe_folds(
     target: NDArray[Any], *, task: Task, groups: Sequence[str] | None, folds: int, seed: int
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Return the cases to learn from and to score on, for each fold."""
+    """Return the cases to learn from and to score on, for each fold; needs no features.
+
+    Raises:
+        ConfigError: See :func:`probe_layers`.
+    """
     selection = _sklearn("model_selection")
     units = np.arange(len(target)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if not 2 <= folds <= len(np.unique(units)):

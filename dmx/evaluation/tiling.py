@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dmx.config.sections import PredictionSection
 from dmx.errors import ModelError
-from dmx.evaluation.features import FeatureMaps
+from dmx.evaluation.features import Collector
 from dmx.evaluation.layout import Plans, Tile, fitted_tiles, grid_tiles, occupied, split_evenly
 from dmx.evaluation.memory import KEEP_ON_DEVICE, forward_bytes, free_bytes
 from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
@@ -55,7 +55,7 @@ class Predictor:
         *,
         roi: Tensor | None = None,
         progress: Progress | None = None,
-        features: FeatureMaps | None = None,
+        features: Collector | None = None,
     ) -> Tensor:
         """Return the probabilities [classes, I, J, K] of a volume.
 
@@ -112,7 +112,7 @@ class _Job:
         channels_CIJK: Tensor,
         roi: Tensor | None,
         sink: Callable[[torch.device], Sink],
-        features: FeatureMaps | None,
+        features: Collector | None,
     ) -> None:
         self._predictor = predictor
         self._shape = triple(channels_CIJK.shape[1:])

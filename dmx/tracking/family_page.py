@@ -19,6 +19,9 @@ _COLORS = {
     "import": "#CC79A7",
     "evaluate": "#777777",
     "predict": "#777777",
+    "activations": "#777777",
+    "ablate": "#777777",
+    "probe": "#777777",
 }
 _OTHER_COLOR = "#444444"
 _STYLE = (

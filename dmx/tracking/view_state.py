@@ -6,6 +6,8 @@ COLUMNS = (
     "metrics.`val_volume/dice`",
     "metrics.`val/dice`",
     "metrics.`evaluation/dice`",
+    "metrics.`ablation/dice`",
+    "metrics.`probe/best`",
     "tags.`dmx.kind`",
     "params.`source.run`",
     "params.`cohort`",

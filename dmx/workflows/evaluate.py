@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dmx.cohort.case import Case, Cohort
@@ -17,11 +18,12 @@ from dmx.evaluation.figures import confusion_figure, dice_figure
 from dmx.evaluation.metrics import FOREGROUND, Row, confusion_counts, score_case
 from dmx.evaluation.overlay import overlay_figure
 from dmx.evaluation.summary import Summary, cases_csv, summarize, summary_json
+from dmx.preprocess.contract import Contract
 from dmx.preprocess.pipeline import class_indices
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
-from dmx.tracking.store import CohortInput, RunInfo
+from dmx.tracking.store import CohortInput, RunInfo, RunReader
 from dmx.training.device import resolve_device
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.predict import cohort_of_run
@@ -94,16 +96,10 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
-    cohort, split = _scored_cases(request, trained)
-    leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
-    notes, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
-    for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
-        session.report.say(sentence)
+    cohort, split = scored_cases(trained, request.cohort, split=request.split)
+    leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
     check_scans(cohort, trained.contract, session, with_labels=True)
-    predictor = case_predictor(trained, request.settings or trained.experiment.prediction, device)
-    if trained.contract.compatibility == "deepmedic":
-        # DeepMedic's first variant of the Dice score counts what is predicted outside of the roi.
-        predictor = replace(predictor, predictor=replace(predictor.predictor, keep_outside=True))
+    predictor = scoring_predictor(trained, request.settings, device)
     new = NewRun(
         experiment=trained.run.experiment,
         kind="evaluate",
@@ -114,7 +110,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(trained.experiment, cohort.cases, session.root)
-        _log_cohort(run, cohort, request, session)
+        log_scored_cohort(run, cohort, request.settings, session)
         scoring = _Scoring(trained, predictor, request.tolerance_mm)
         rows = []
         for number, case in enumerate(cohort.cases, 1):
@@ -135,25 +131,59 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         )
 
 
-def _scored_cases(request: EvaluateRequest, trained: Trained) -> tuple[Cohort, str]:
-    """Return the cases to score and the split that they are."""
-    cohort = cohort_of_run(request.cohort, trained)
+def scored_cases(trained: Trained, manifest: Path | None, *, split: str | None) -> tuple[Cohort, str]:
+    """Return the cases to score and the split that they are.
+
+    Args:
+        trained: The network.
+        manifest: Manifest; ``None``: that of the run.
+        split: Split to score; ``None``: evaluation, else validation, else all cases with a label map.
+
+    Raises:
+        CohortError: There are none, or they do not fit the network.
+    """
+    cohort = cohort_of_run(manifest, trained)
     owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
     require_channels(cohort, trained.contract, owner=owner)
-    splits: tuple[str, ...] = (request.split,) if request.split is not None else ("evaluation", "validation", "")
-    if request.split is None and any(case.split for case in cohort.cases):
+    splits: tuple[str, ...] = (split,) if split is not None else ("evaluation", "validation", "")
+    if split is None and any(case.split for case in cohort.cases):
         # Cases without a split would be a mixture that nobody asked for.
         splits = ("evaluation", "validation")
-    for split in splits:
-        cases = tuple(case for case in cohort.in_split(split) if case.label_map is not None)
+    for chosen in splits:
+        cases = tuple(case for case in cohort.in_split(chosen) if case.label_map is not None)
         if cases:
-            return replace(cohort, cases=cases), split
+            return replace(cohort, cases=cases), chosen
     raise CohortError(
         f"Cohort '{cohort.name}' has no case with a label map in split {' or '.join(repr(name) for name in splits)}."
     )
 
 
-def _log_cohort(run: ActiveRun, cohort: Cohort, request: EvaluateRequest, session: Session) -> None:
+def require_unseen(
+    store: RunReader, trained: Trained, cohort: Cohort, session: Session, *, allowed: bool
+) -> dict[str, str]:
+    """Require cases that neither the network nor its sources were trained on; return the tags of a run that may.
+
+    Raises:
+        CohortError: There are such cases, and they are not allowed.
+    """
+    leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
+    notes, tags = require_no_leak(leaks, allowed=allowed)
+    for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
+        session.report.say(sentence)
+    return tags
+
+
+def scoring_predictor(trained: Trained, settings: PredictionSection | None, device: torch.device) -> CasePredictor:
+    """Return what predicts the cases that are scored; ``None``: with the run's own settings."""
+    predictor = case_predictor(trained, settings or trained.experiment.prediction, device)
+    if trained.contract.compatibility == "deepmedic":
+        # DeepMedic's first variant of the Dice score counts what is predicted outside of the roi.
+        predictor = replace(predictor, predictor=replace(predictor.predictor, keep_outside=True))
+    return predictor
+
+
+def log_scored_cohort(run: ActiveRun, cohort: Cohort, settings: PredictionSection | None, session: Session) -> None:
+    """Keep which cases were scored, and the settings where they are not the run's own."""
     run.log_cohort(
         CohortInput(
             name=cohort.name,
@@ -163,8 +193,44 @@ def _log_cohort(run: ActiveRun, cohort: Cohort, request: EvaluateRequest, sessio
             summary={"cases": len(cohort.cases), "subjects": len(cohort.subjects)},
         )
     )
-    if request.settings is not None:
-        run.log_text("prediction.json", json.dumps(asdict(request.settings), indent=2))
+    if settings is not None:
+        run.log_text("prediction.json", json.dumps(asdict(settings), indent=2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredCase:
+    """Scores of a case, and what they were made from.
+
+    Attributes:
+        scores: From :func:`~dmx.evaluation.metrics.score_case`.
+        truth: Class indices [I, J, K].
+        roi: Region that was scored; ``None``: all.
+    """
+
+    scores: Row
+    truth: NDArray[np.integer]
+    roi: NDArray[np.bool_] | None
+
+
+def score_prediction(case: Case, found: NativePrediction, contract: Contract, *, tolerance_mm: float) -> ScoredCase:
+    """Score what was predicted for a case on the grid of its scan.
+
+    Raises:
+        CohortError: The case has no label map, or one that cannot be read.
+    """
+    if case.label_map is None:
+        raise CohortError(f"Case '{case.name}' has no label map to score against.")
+    truth = class_indices(read_volume(case.label_map).array, contract, case=case.name, path=case.label_map)
+    roi = None if case.roi is None else np.rint(read_volume(case.roi).array) > 0
+    scores = score_case(
+        truth,
+        found.labels,
+        spacing=found.grid.spacing,
+        classes=contract.classes,
+        roi=roi,
+        tolerance_mm=tolerance_mm,
+    )
+    return ScoredCase(scores=scores, truth=truth, roi=roi)
 
 
 class _Scoring:
@@ -181,24 +247,15 @@ class _Scoring:
     def score(self, case: Case, run: ActiveRun) -> Row:
         """Predict and score one case."""
         contract = self._trained.contract
-        if case.label_map is None:
-            raise CohortError(f"Case '{case.name}' has no label map to score against.")
         found = self._predictor(case)
-        truth = class_indices(read_volume(case.label_map).array, contract, case=case.name, path=case.label_map)
-        roi = None if case.roi is None else np.rint(read_volume(case.roi).array) > 0
-        scores = score_case(
-            truth,
-            found.labels,
-            spacing=found.grid.spacing,
-            classes=contract.classes,
-            roi=roi,
-            tolerance_mm=self._tolerance_mm,
+        scored = score_prediction(case, found, contract, tolerance_mm=self._tolerance_mm)
+        self._confusion += confusion_counts(
+            scored.truth, found.labels, num_classes=len(contract.classes), roi=scored.roi
         )
-        self._confusion += confusion_counts(truth, found.labels, num_classes=len(contract.classes), roi=roi)
-        row: Row = {"case": run.hide(case.name), "subject": run.hide(case.subject), **scores}
+        row: Row = {"case": run.hide(case.name), "subject": run.hide(case.subject), **scored.scores}
         if self._drawn < _OVERLAYS:
             self._drawn += 1
-            self._draw(run, case, found, truth)
+            self._draw(run, case, found, scored.truth)
         return row
 
     def _draw(self, run: ActiveRun, case: Case, found: NativePrediction, truth: NDArray[np.integer]) -> None:
