@@ -64,8 +64,6 @@ def finetune(
     file = Path("settings") if isinstance(experiment, Mapping) else Path(experiment)
     raw = apply_overrides(experiment if isinstance(experiment, Mapping) else read_raw(file), overrides)
     trust_given(raw)
-    if uri is not None:
-        raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
     request = FinetuneRequest(
         experiment=file,
         run=run_name(source),

@@ -1,5 +1,6 @@
 """``dmx transfer``, ``finetune`` and ``train --from-run`` as a person types them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,24 @@ def test_epochs_and_schedule_belong_together() -> None:
             _extension(epochs, schedule)
     with pytest.raises(ConfigError, match="keep, stretch, restart, got 'grow'"):
         _extension(60, "grow")
+
+
+def test_a_fine_tuning_goes_to_the_store_that_its_source_is_taken_from(
+    project: Path, manifest: Path, tmp_path: Path, migrated: Path
+) -> None:
+    database = tmp_path / "elsewhere" / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copyfile(migrated, database)
+    address = f"sqlite:///{database}"
+    there = settings(manifest, training={"epochs": 1}, validation=QUICK, tracking={"uri": address})
+    source = train(there, session(project), name="first").run.id
+    here = settings(manifest, training={"epochs": 1}, validation=QUICK)
+    (project / "same.yaml").write_text(yaml.safe_dump({**as_dict(here), "name": "same", "transfer": None}))
+    words = ("finetune", "same.yaml", "--from-run", "balls/first", "--allow-leak")
+    assert isinstance(dmx(*words).exception, DmxError)
+    tuned = dmx(*words, "--store", address, "--name", "second")
+    assert tuned.exit_code == 0, tuned.output
+    assert open_store(address, project).find_run("same/second").tags["dmx.source_run_id"] == source
+    assert open_store(root=project).list_runs() == []
+    # What is to be typed next names the store, too.
+    assert f"--store {address}" in text(tuned)
