@@ -13,14 +13,17 @@ from dmx.config.load import as_dict, build_experiment, config_diff, read_given
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError, ModelError
 from dmx.preprocess.contract import Contract
+from dmx.preprocess.image_contract import ImageContract
 from dmx.tracking.mlflow_store import open_store
 from dmx.training.checkpoint import read_checkpoint
-from dmx.workflows.assemble import Checked, check_training
+from dmx.workflows.assemble import check_training
+from dmx.workflows.checked import AnyContract, Checked
 from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.inherited import inherited_settings
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start, described_source, source_params, trained_tags
 from dmx.workflows.train import Trainee, run_training
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import TrainedNetwork, open_network
 
 # What does not change what is learned is no difference worth telling.
 _NOT_TOLD = ("name", "description", "tracking.", "training.device", "training.threads", "sampling.workers")
@@ -73,7 +76,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     if uri is not None:
         raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
     store = open_store(_tracking_uri(raw), session.root)
-    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
     checked = check_training(experiment, session)
     checked = replace(checked, contract=paired(checked.contract, trained, notes))
@@ -97,34 +100,32 @@ def _tracking_uri(raw: Mapping[str, Any]) -> str | None:
     return uri if isinstance(uri, str) else None
 
 
-def settings_for(raw: Mapping[str, Any], trained: Trained, *, path: Path) -> tuple[Experiment, list[str]]:
+def settings_for(raw: Mapping[str, Any], trained: TrainedNetwork, *, path: Path) -> tuple[Experiment, list[str]]:
     """Return the settings of a fine-tuning: what is left out of network and preprocessing comes from the source.
 
     Returns:
         The experiment, and what to say about it.
     """
-    source = as_dict(trained.experiment)
-    preprocess = {**source["preprocess"], "spacing": list(trained.contract.spacing or ()) or "off"}
-    inherited = {"model": source["model"], "preprocess": preprocess, "compatibility": source["compatibility"]}
-    filled = {**inherited, **raw}
+    filled = {"task": trained.task, **inherited_settings(trained, raw), **raw}
     notes = []
     schedule = dict(filled.get("schedule") or {})
-    if schedule.get("warmup") is None and filled["compatibility"] == "none":
+    if schedule.get("warmup") is None and filled.get("compatibility", "none") == "none":
         filled["schedule"] = {**schedule, "warmup": 1.0}
         notes.append("The learning rate grows linearly during the first epoch (schedule.warmup: 0 turns that off).")
     return build_experiment(filled, source=str(path), folder=path.resolve().parent), notes
 
 
-def paired(contract: Contract, trained: Trained, notes: list[str]) -> Contract:
+def paired(contract: AnyContract, trained: TrainedNetwork, notes: list[str]) -> AnyContract:
     """Pair channels and classes with those of the source, by name where the names are the same, else by position.
 
     Raises:
         ConfigError: Their numbers differ.
     """
     theirs = trained.contract
+    kind_of_output = "targets" if _of_targets(contract) else "classes"
     for kind, ours, known in (
         ("channels", contract.channels, theirs.channels),
-        ("classes", contract.classes, theirs.classes),
+        (kind_of_output, contract.outputs, theirs.outputs),
     ):
         if len(ours) != len(known):
             raise ConfigError(
@@ -132,18 +133,32 @@ def paired(contract: Contract, trained: Trained, notes: list[str]) -> Contract:
                 f"'{trained.run.experiment}/{trained.run.name}' has {len(known)} ({', '.join(known)}). Use "
                 "'dmx transfer' to give what was learned to a network of another shape."
             )
-    if set(contract.channels) == set(theirs.channels):
-        contract = replace(contract, channels=theirs.channels)
-    elif contract.channels != theirs.channels:
-        notes.append(_pairing("channels", theirs.channels, contract.channels))
-    if set(contract.classes) == set(theirs.classes) and contract.classes != theirs.classes:
-        index = {contract.classes.index(name): theirs.classes.index(name) for name in contract.classes}
-        labels = {label: index[k] for label, k in contract.labels.items()}
+    if isinstance(contract, Contract):
+        if set(contract.channels) == set(theirs.channels):
+            contract = replace(contract, channels=theirs.channels)
+        elif contract.channels != theirs.channels:
+            notes.append(_pairing("channels", theirs.channels, contract.channels))
+    if set(contract.outputs) != set(theirs.outputs):
+        notes.append(_pairing(kind_of_output, theirs.outputs, contract.outputs))
+        return contract
+    return contract if contract.outputs == theirs.outputs else _reordered(contract, theirs.outputs)
+
+
+def _of_targets(contract: AnyContract) -> bool:
+    """Return whether the outputs of a contract are numbers of images."""
+    return isinstance(contract, ImageContract) and bool(contract.targets)
+
+
+def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
+    """Return a contract whose classes or targets have the order of the source's."""
+    index = {contract.outputs.index(name): outputs.index(name) for name in outputs}
+    labels = {label: index[k] for label, k in contract.labels.items()}
+    if isinstance(contract, Contract):
         rest = {k: new for k, new in index.items() if k not in contract.labels}
-        contract = replace(contract, classes=theirs.classes, labels={**rest, **labels})
-    elif contract.classes != theirs.classes:
-        notes.append(_pairing("classes", theirs.classes, contract.classes))
-    return contract
+        return replace(contract, classes=outputs, labels={**rest, **labels})
+    if contract.targets:
+        return replace(contract, targets=outputs)
+    return replace(contract, classes=outputs, labels=labels)
 
 
 def _pairing(kind: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
@@ -151,7 +166,7 @@ def _pairing(kind: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
     return f"The {kind} are paired by position: {pairs}."
 
 
-def require_same_network(checked: Checked, trained: Trained) -> None:
+def require_same_network(checked: Checked, trained: TrainedNetwork) -> None:
     """Require that the experiment's network has the source's tensors.
 
     Raises:
@@ -170,10 +185,10 @@ def require_same_network(checked: Checked, trained: Trained) -> None:
     )
 
 
-def _changed_preprocessing(ours: Contract, theirs: Contract) -> dict[str, tuple[Any, Any]]:
+def _changed_preprocessing(ours: AnyContract, theirs: AnyContract) -> dict[str, tuple[Any, Any]]:
     """Return what of the preprocessing differs, by key: (source's value, value here)."""
     mine, source = ours.as_dict(), theirs.as_dict()
-    skipped = ("channels", "classes", "labels", "fill")
+    skipped = ("channels", "classes", "labels", "targets", "fill")
     return config_diff(
         {key: value for key, value in source.items() if key not in skipped},
         {key: value for key, value in mine.items() if key not in skipped},
@@ -184,7 +199,7 @@ def _arrows(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key}: {before} → {after}" for key, (before, after) in changed.items())
 
 
-def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, keep_optimizer: bool) -> Start:
+def finetune_start(checked: Checked, trained: TrainedNetwork, notes: Sequence[str], *, keep_optimizer: bool) -> Start:
     """Return the beginning of a fine-tuning.
 
     Args:
@@ -234,7 +249,7 @@ def finetune_start(checked: Checked, trained: Trained, notes: Sequence[str], *, 
     )
 
 
-def _state(trained: Trained, *, keep_optimizer: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
+def _state(trained: TrainedNetwork, *, keep_optimizer: bool) -> tuple[Mapping[str, Tensor], Mapping[str, Any] | None]:
     """Return the weights that predict best; with kept moments the weights that those belong to."""
     if not keep_optimizer:
         return {name: tensor.clone() for name, tensor in trained.network.state_dict().items()}, None
