@@ -43,12 +43,22 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
             if entry := _no_entry(error):
                 raise RunError(f"The run store {self.uri} {entry}") from error
             kind = StoreRefusedError if _refused(error) else RunError
-            lines = mask(str(error)).splitlines() or [type(error).__name__]
-            if "Max retries exceeded" in lines[0] or "timed out" in lines[0]:
+            line = _telling_line(error)
+            if "Max retries exceeded" in line or "timed out" in line:
                 raise StoreSilentError(f"The run store {self.uri} does not answer.") from error
-            raise kind(f"The run store {self.uri} failed in '{method.__name__}': {lines[0].rstrip('.')}.") from error
+            if "database is locked" in line:
+                raise kind(
+                    f"The run store {self.uri} is locked: another program writes to it and does not stop. End that one."
+                ) from error
+            raise kind(f"The run store {self.uri} failed in '{method.__name__}': {line.rstrip('.')}.") from error
 
     return call
+
+
+def _telling_line(error: Exception) -> str:
+    """Return the line of an error that says what has happened; SQLAlchemy can begin with what it did meanwhile."""
+    lines = [line for line in mask(str(error)).splitlines() if not line.startswith("(raised as a result of ")]
+    return next(iter(lines), type(error).__name__)
 
 
 def _no_entry(error: Exception) -> str:

@@ -87,7 +87,12 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self._log = folder / "postgres.log"
-        self._data = folder / "data"
+        self._disk = folder / "disk"
+        self._disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(self._disk)]
+        # Only a disk of its own can be filled.
+        self.has_disk = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        self._data = self._disk / "data"
         self._data.mkdir(mode=0o700)
         self._user: list[str] = []
         if os.geteuid() == 0:
@@ -117,6 +122,21 @@ class Postgres:
         number = (self._data / "postmaster.pid").read_text().split()[0]
         os.kill(int(number), signal.SIGQUIT)
         self._group.wait()
+
+    def fill(self) -> None:
+        """Leave no room on its disk."""
+        with (self._disk / "ballast").open("wb") as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    def empty(self) -> None:
+        (self._disk / "ballast").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.stop()
+        if self.has_disk:
+            subprocess.run(["umount", str(self._disk)], check=True)
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with closing(self._connect("mlflow")) as connection:
@@ -312,5 +332,5 @@ class TeamServer:
         self.kill()
         self.gate.close()
         self.bucket.close()
-        self.postgres.stop()
+        self.postgres.close()
         shutil.rmtree(self.folder, ignore_errors=True)

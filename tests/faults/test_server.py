@@ -146,6 +146,7 @@ class Study:
 def study(project: Project, team: TeamServer, request: pytest.FixtureRequest) -> Iterator[Study]:
     yield Study(project, team, project.copy(), request.node.name[:60])
     team.thaw()
+    team.postgres.empty()
     team.gate.set("open")
     team.bucket.gate.set("open")
 
@@ -246,6 +247,22 @@ def test_what_a_server_stands_on_fails_and_comes_back(study: Study, what: str) -
         assert synced.code == 0, synced.said
     assert study.losses() == []
     assert what != "answers" or team.gate.swallowed > 2
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_database_loses_nothing(study: Study) -> None:
+    postgres = study.team.postgres
+    if not postgres.has_disk:
+        pytest.skip("A small disk needs the right to mount one.")
+    training = study.begin(0.3)
+    study.reach(2)
+    postgres.fill()
+    ended = finished(study, training)
+    assert "dmx runs sync" in ended.said
+    postgres.empty()
+    synced = study.call("runs", "sync", study.folder.name)
+    assert synced.code == 0, synced.said
+    assert study.losses() == []
 
 
 @pytest.mark.slow

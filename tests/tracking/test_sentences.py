@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy.exc as sql
 from mlflow.exceptions import MlflowException, RestException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, ENDPOINT_NOT_FOUND, INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    ENDPOINT_NOT_FOUND,
+    INVALID_PARAMETER_VALUE,
+    TEMPORARILY_UNAVAILABLE,
+)
 from requests import HTTPError, Response
 
 from dmx.errors import RunError
@@ -69,3 +74,9 @@ def test_what_can_pass_is_kept(name: str) -> None:
         Store().call(KEPT[name])
     assert not isinstance(error.value, StoreRefusedError)
     assert "\n" not in str(error.value)
+
+
+def test_a_lock_is_named_although_the_library_begins_with_something_else() -> None:
+    said = "(raised as a result of Query-invoked autoflush; …)\n(sqlite3.OperationalError) database is locked\n[SQL: …]"
+    with pytest.raises(RunError, match="http://host is locked: another program"):
+        Store().call(MlflowException(said, error_code=TEMPORARILY_UNAVAILABLE))

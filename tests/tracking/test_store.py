@@ -173,7 +173,7 @@ def test_an_experiment_of_a_server_is_not_used_directly(store: MlflowStore) -> N
 
 def test_a_dead_server_is_one_short_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RunError, match=r"^The run store http://anna:\*\*\*@127.0.0.1:9 does not answer\.$"):
+    with pytest.raises(RunError, match=r"^The run store http://anna:\*\*\*@127.0.0.1:9 does not answer\. Start it"):
         open_store("http://anna:secret@127.0.0.1:9")
 
 
