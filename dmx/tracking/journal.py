@@ -74,6 +74,11 @@ def last_steps(path: Path) -> dict[str, int]:
     return steps
 
 
+def uploads(path: Path) -> set[str]:
+    """Return the files and folders that the journal says are to be artifacts."""
+    return {entry["path"] for entry, _ in read_entries(path) if entry["do"] == "upload"}
+
+
 def _remove_torn_line(path: Path) -> None:
     if path.is_file():
         complete = path.read_bytes().rfind(b"\n") + 1

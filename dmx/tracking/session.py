@@ -15,7 +15,7 @@ from dmx.errors import RunError
 from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
 from dmx.tracking.folder import RunFolder, drafted
-from dmx.tracking.journal import Journal, last_steps
+from dmx.tracking.journal import Journal, last_steps, uploads
 from dmx.tracking.location import mask, project_root
 from dmx.tracking.names import check_name, next_name
 from dmx.tracking.pictures import save_figure
@@ -259,10 +259,23 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
         count = int(info.tags.get("dmx.resumed", "0")) + 1
         store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **process_tags()})
         store.set_status(info.id, "RUNNING")
-        return ActiveRun(store, store.get_run(info.id), folder, notify)
+        run = ActiveRun(store, store.get_run(info.id), folder, notify)
+        _log_untold(run)
+        return run
     except BaseException:
         folder.unlock()
         raise
+
+
+def _log_untold(run: ActiveRun) -> None:
+    """Tell of files that were complete when the process was killed, but of which it had not told yet."""
+    if run.folder.in_place:
+        return
+    told = uploads(run.folder.journal)
+    for file in sorted(path.relative_to(run.files) for path in run.files.rglob("*") if path.is_file()):
+        # A checkpoint is told of when it gets its names.
+        if file.parts[0] != "checkpoints" and told.isdisjoint(map(str, (file, *file.parents))):
+            run.log_file(file.as_posix())
 
 
 def run_folder(store: RunStore, run_id: str, root: Path | None = None) -> RunFolder:
