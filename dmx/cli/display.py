@@ -23,6 +23,11 @@ _COLUMNS = {
     "val/loss": "val loss",
     "val/dice": "val Dice",
     "val_volume/dice": "volume Dice",
+    "score_train/accuracy": "train accuracy",
+    "val/accuracy": "val accuracy",
+    "val/balanced_accuracy": "val balanced",
+    "val/auc": "val AUC",
+    "val/r2": "val R²",
 }
 
 
@@ -34,6 +39,12 @@ def duration(seconds: float) -> str:
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def _columns(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Return what is shown of metrics; the accuracy of voxels says little, so it is left out."""
+    voxels = "val/accuracy" in metrics and "val/balanced_accuracy" not in metrics
+    return {key: title for key, title in _COLUMNS.items() if key in metrics and not (voxels and key == "val/accuracy")}
 
 
 class TrainingDisplay:
@@ -142,13 +153,14 @@ class TrainingDisplay:
         self._epoch_seconds.append(event.seconds)
         self._rows.append((str(event.epoch), event.metrics, event.seconds))
         if self._live is None:
-            values = [f"{title} {event.metrics[key]:.4f}" for key, title in _COLUMNS.items() if key in event.metrics]
+            values = [f"{title} {event.metrics[key]:.4f}" for key, title in _columns(event.metrics).items()]
             self._say(f"Epoch {event.epoch} ended: {', '.join(values)} ({duration(event.seconds)}).")
             self._last_line = time.monotonic()
 
     def _table(self, count: int) -> Table:
         rows = self._rows[-count:]
-        shown = {key: title for key, title in _COLUMNS.items() if any(key in metrics for _, metrics, _ in rows)}
+        shown = {key: title for _, metrics, _ in rows for key, title in _columns(metrics).items()}
+        shown = {key: title for key, title in _COLUMNS.items() if key in shown}
         classes = {
             key: key.rsplit("/", 1)[-1]
             for _, metrics, _ in rows

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from dmx.config.sections import PredictionSection
     from dmx.evaluation.summary import Summary
     from dmx.workflows.evaluate import Evaluated
+    from dmx.workflows.evaluate_scores import EvaluatedScores
 
+_WORDS = {
+    "accuracy": "accuracy [95 %]",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "r2": "R²",
+    "mse": "mean squared error [95 %]",
+}
 _NUMBER = re.compile(r"[0-9]{1,6}")
 
 Checkpoint = Annotated[
@@ -35,10 +43,16 @@ Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
 def predict(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="COHORT_OR_FILES", help="A manifest, or NIfTI files: one per channel of one case."),
+        typer.Argument(
+            metavar="COHORT_OR_FILES",
+            help="A manifest, or NIfTI files: one per channel of one case. For images: a list (.stim.csv, .csv), a "
+            "folder, or image files.",
+        ),
     ],
     from_run: FromRun,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the predictions.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for label maps, or a table .csv for scores.")
+    ],
     checkpoint: Checkpoint = None,
     split: Split = None,
     probabilities: Annotated[
@@ -54,11 +68,11 @@ def predict(
     name: Name = None,
     store: StoreAddress = None,
 ) -> None:
-    """Predict new scans with a run's network; label maps on the scans' own grids."""
+    """Predict new scans or images with a run's network: label maps on the scans' own grids, or a table of scores."""
     from dmx.cli.report import TerminalReport, print_result
     from dmx.tracking.location import project_root
+    from dmx.workflows.by_task import predict_by_task
     from dmx.workflows.predict import PredictRequest
-    from dmx.workflows.predict import predict as run_prediction
     from dmx.workflows.session import Session
 
     with TerminalReport() as report:
@@ -77,7 +91,7 @@ def predict(
             name=name,
             overwrite=overwrite,
         )
-        done = run_prediction(request, session)
+        done = predict_by_task(request, session)
     seconds = sum(float(str(row["seconds"])) for row in done.rows)
     print_result(
         f"Predicted {len(done.rows)} cases in {seconds:.1f} s into {output}. "
@@ -108,7 +122,10 @@ def prediction_settings(run: str, overrides: list[str] | None, store: str | None
 
 def evaluate(
     from_run: FromRun,
-    cohort: Annotated[Path | None, typer.Argument(metavar="COHORT", help="Manifest; else that of the run.")] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Argument(metavar="COHORT", help="Manifest, or list or folder of images; else that of the run."),
+    ] = None,
     checkpoint: Checkpoint = None,
     split: Annotated[
         str | None,
@@ -125,11 +142,11 @@ def evaluate(
     name: Name = None,
     store: StoreAddress = None,
 ) -> None:
-    """Score a run's network on cases whose truth is known."""
+    """Score a run's network on cases or images whose truth is known."""
     from dmx.cli.report import TerminalReport
     from dmx.tracking.location import project_root
-    from dmx.workflows.evaluate import EvaluateRequest
-    from dmx.workflows.evaluate import evaluate as run_evaluation
+    from dmx.workflows.by_task import evaluate_by_task
+    from dmx.workflows.evaluate import Evaluated, EvaluateRequest
     from dmx.workflows.session import Session
 
     if not math.isfinite(tolerance_mm):
@@ -148,8 +165,11 @@ def evaluate(
             uri=store,
             name=name,
         )
-        done = run_evaluation(request, session)
-    _print_scores(done)
+        done = evaluate_by_task(request, session)
+    if isinstance(done, Evaluated):
+        _print_scores(done)
+    else:
+        _print_whole(done)
 
 
 def _print_scores(done: "Evaluated") -> None:
@@ -166,6 +186,26 @@ def _print_scores(done: "Evaluated") -> None:
     for name in names:
         metrics = ("dice", "sensitivity", "precision", "hd95_mm", "surface_dice")
         table.add_row(name, *(_score(done.summary[f"{metric}/{name}"], metric) for metric in metrics))
+    out.print(table)
+    out.print(f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}); per case: evaluation/cases.csv")
+
+
+def _print_whole(done: "EvaluatedScores") -> None:
+    """Print what the scores of whole images or volumes are worth."""
+    split = f", split {done.split}" if done.split else ""
+    summary = done.summary["squared_error" if done.task == "regression" else "accuracy"]
+    table = Table(title=f"{done.cohort}{split}: {len(done.rows)} cases", title_justify="left", box=None, pad_edge=False)
+    for title in ("", "value"):
+        table.add_column(title, justify="right" if title else "left")
+    names = ("r2", "mse") if done.task == "regression" else ("accuracy", "balanced_accuracy", "auc")
+    for name in names:
+        value = done.scores[name]
+        interval = f" [{summary.low:.3f}, {summary.high:.3f}]" if summary.low is not None else ""
+        shown = f"{value:.3f}" if isinstance(value, float) else "-"
+        table.add_row(_WORDS[name], shown + (interval if name in ("accuracy", "mse") else ""))
+    for name in done.outputs if done.task == "classification" else ():
+        value = done.scores[f"recall/{name}"]
+        table.add_row(f"recall of {name}", f"{value:.3f}" if isinstance(value, float) else "-")
     out.print(table)
     out.print(f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}); per case: evaluation/cases.csv")
 

@@ -22,8 +22,19 @@ app = typer.Typer(help="Find, show and compare runs, and keep their store in ord
 
 RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
-_SCORES = ("evaluation/dice", "ablation/dice", "val_volume/dice", "val/dice")
-_COMPARED = ("evaluation/", "val_volume/", "val/dice", "val/loss", "train/mean_loss", "time/total")
+_WHOLE = ("evaluation/accuracy", "evaluation/r2", "val/accuracy", "val/r2")
+_SCORES = ("evaluation/dice", "ablation/dice", "val_volume/dice", "val/dice", *_WHOLE)
+_COMPARED = (
+    "evaluation/",
+    "val_volume/",
+    "val/dice",
+    *_WHOLE,
+    "val/balanced_accuracy",
+    "score_train/",
+    "val/loss",
+    "train/mean_loss",
+    "time/total",
+)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -46,7 +57,7 @@ def list_(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "name", "kind", "status", "started", "duration"):
         table.add_column(column, overflow="fold")
-    for column in ("epoch", "Dice"):
+    for column in ("epoch", "score"):
         table.add_column(column, justify="right")
     for run in runs:
         table.add_row(*map(escape, _cells(run)))
@@ -153,6 +164,21 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written: {error.strerror}. Choose another place.") from error
     out.print(f"Written: {escape(str(path))}", soft_wrap=True)
+
+
+@app.command()
+def plot(
+    run: RunName,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the pictures.")],
+    store: StoreAddress = None,
+) -> None:
+    """Draw a training: loss of each epoch, loss of each step, scores on training and validation data."""
+    from dmx.tracking.location import project_root
+    from dmx.workflows.course_figures import write_course
+    from dmx.workflows.session import Session
+
+    for path in write_course(run, output, Session(root=project_root()), uri=store):
+        out.print(f"Written: {escape(str(path))}", soft_wrap=True)
 
 
 @app.command()

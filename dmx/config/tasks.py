@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from dmx.config.sections import Experiment
+from typing import Any, Literal
 
 Task = Literal["segmentation", "classification", "regression"]
 """What a network learns: a class for every voxel, a class for a whole image or volume, or numbers for it."""
@@ -34,7 +31,7 @@ def with_task_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_task(experiment: "Experiment") -> None:
+def check_task(experiment: Any) -> None:
     """Require settings that fit the task.
 
     Raises:
@@ -46,7 +43,7 @@ def check_task(experiment: "Experiment") -> None:
         _check_scoring(experiment)
 
 
-def _check_segmentation(experiment: "Experiment") -> None:
+def _check_segmentation(experiment: Any) -> None:
     if experiment.stimuli is not None:
         raise ValueError("stimuli belong to task 'classification' or 'regression', got task 'segmentation'")
     if experiment.training.steps_per_epoch < 1:
@@ -64,7 +61,7 @@ def _check_segmentation(experiment: "Experiment") -> None:
             raise ValueError(f"{name}.{changed[0]} belongs to task 'classification' or 'regression'")
 
 
-def _check_scoring(experiment: "Experiment") -> None:
+def _check_scoring(experiment: Any) -> None:
     task, of_images = experiment.task, experiment.stimuli is not None
     if of_images == bool(experiment.cohort.manifest):
         got = "both" if of_images else "neither"
@@ -93,7 +90,7 @@ def _hint(of_images: bool) -> str:
     return "; images have image_augmentation" if of_images else ""
 
 
-def _check_losses(experiment: "Experiment") -> None:
+def _check_losses(experiment: Any) -> None:
     losses = experiment.losses
     for name in ("soft_iou", "soft_dice", "monai"):
         if getattr(losses, name):
@@ -108,14 +105,14 @@ def _check_losses(experiment: "Experiment") -> None:
             raise ValueError("sampling.balanced belongs to task 'classification': a regression has no classes")
 
 
-def _check_targets(experiment: "Experiment", targets: Sequence[str]) -> None:
+def _check_targets(experiment: Any, targets: Sequence[str]) -> None:
     name = "cohort.targets" if experiment.stimuli is None else "stimuli.targets"
     if (experiment.task == "regression") != bool(targets):
         wanted = "must name the columns to predict" if experiment.task == "regression" else "belongs to 'regression'"
         raise ValueError(f"{name} {wanted}, got {list(targets)} and task '{experiment.task}'")
 
 
-def _refuse_changed(experiment: "Experiment", name: str, used: Sequence[str], *, why: str) -> None:
+def _refuse_changed(experiment: Any, name: str, used: Sequence[str], *, why: str) -> None:
     changed = [key for key in _changed(getattr(experiment, name)) if key not in used]
     if changed:
         raise ValueError(f"{name}.{changed[0]} {why}")

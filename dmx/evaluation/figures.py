@@ -17,7 +17,7 @@ CLASS_COLORS = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#009E73", "#D55E00"
 """Color of class 1, 2, …: told apart by color-blind readers, and from gray scans (Okabe and Ito 2008)."""
 _LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _INK = "#444444"
-_RUN_PANELS = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice")
+_RUN_PANELS = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice", "val/balanced_accuracy", "val/r2")
 
 History = Sequence[Mapping[str, float | None]]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 10_000
 _UPLOAD_SECONDS = 60.0
-_IN_LOG = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice", "lr")
+_IN_LOG = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice", "val/balanced_accuracy", "val/r2", "lr")
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_\-./ ]+")
 
 Save = Callable[[CheckpointDue, Path], object]

@@ -12,7 +12,7 @@ from dmx.tracking.lineage import children
 from dmx.tracking.store import RunInfo, RunReader
 
 CASES = "evaluation/cases.csv"
-_COMPARED = ("dice", "hd95_mm", "surface_dice")
+_COMPARED = ("dice", "hd95_mm", "surface_dice", "accuracy", "squared_error")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dmx.tracking.store import RunInfo
 BATCHES = "dmx.batches"
 """Tag of a run whose batches were given in Python: it does not know its data, nor how its network is built."""
 
-_SCORES = ("val_volume/dice", "val/dice", "val/loss", "train/mean_loss")
+_SCORES = ("val_volume/dice", "val/dice", "val/balanced_accuracy", "val/r2", "val/loss", "train/mean_loss")
 
 
 def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:

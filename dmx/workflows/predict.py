@@ -22,7 +22,7 @@ from dmx.workflows.data import read_cohort
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
 
 _NIFTI = (".nii", ".nii.gz")
@@ -116,7 +116,7 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         return Predicted(run=run.info, rows=rows)
 
 
-def cohort_of_run(manifest: Path | None, trained: Trained) -> Cohort:
+def cohort_of_run(manifest: Path | None, trained: TrainedNetwork) -> Cohort:
     """Return a cohort; that of the run itself is split as it was for the training.
 
     Args:
@@ -139,7 +139,7 @@ def cohort_of_run(manifest: Path | None, trained: Trained) -> Cohort:
     return cohort
 
 
-def chosen_cases(inputs: Sequence[Path], trained: Trained, *, split: str | None) -> Cohort:
+def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str | None) -> Cohort:
     """Return the cases that a manifest or single files name.
 
     Raises:

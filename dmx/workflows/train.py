@@ -16,6 +16,7 @@ from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Assembled, Checked
+from dmx.workflows.course_figures import log_course
 from dmx.workflows.freezing import FreezeFile, check_origin
 from dmx.workflows.inputs import log_inputs
 from dmx.workflows.lineage import log_lineage
@@ -171,6 +172,8 @@ def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
         stop=session.stop,
     )
     _log_curves(run)
+    if settings.task != "segmentation":
+        log_course(run, task=settings.task)
     return result
 
 

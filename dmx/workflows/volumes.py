@@ -19,6 +19,7 @@ from dmx.geometry import triple
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.native import restore_labels, restore_maps, restore_probabilities
 from dmx.preprocess.pipeline import PreparedCase, preprocess_case
+from dmx.workflows.checked import AnyContract
 from dmx.workflows.data import require_no_errors
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained
@@ -118,14 +119,15 @@ def case_predictor(
     )
 
 
-def require_channels(cohort: Cohort, contract: Contract, *, owner: str) -> None:
+def require_channels(cohort: Cohort, contract: AnyContract, *, owner: str) -> None:
     """Require that a cohort has the channels that a checkpoint was trained with.
 
     Raises:
         CohortError: It lacks one that the contract does not fill.
     """
+    filled = contract.fill if isinstance(contract, Contract) else {}
     for name in contract.channels:
-        if name not in cohort.channels and name not in contract.fill:
+        if name not in cohort.channels and name not in filled:
             raise CohortError(
                 f"{owner} was trained with the channels {', '.join(contract.channels)}; cohort '{cohort.name}' has "
                 f"{', '.join(cohort.channels)} and lacks '{name}'.{suggest(name, cohort.channels)}"

@@ -1,0 +1,60 @@
+"""The three plots of a training: loss of each epoch, loss of each step, scores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dmx.errors import ConfigError
+from dmx.evaluation.figures import figure_png
+from dmx.evaluation.history import History, epoch_loss_figure, scores_figure, step_loss_figure
+from dmx.tracking.catalog import find_training
+from dmx.tracking.course import course, read_course
+from dmx.tracking.history import History as Table
+from dmx.tracking.history import as_numbers
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.session import ActiveRun
+from dmx.workflows.session import Session
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LABELS = {"segmentation": "Dice", "classification": "accuracy", "regression": "R²"}
+
+
+def course_figures(history: History, *, task: str) -> "dict[str, Figure]":
+    """Return the plots by name; that of scores only where something was scored."""
+    figures = {"epoch_loss": epoch_loss_figure(history), "step_loss": step_loss_figure(history)}
+    if any(value is not None for value in (*history.score_train, *history.score_validation)):
+        figures["scores"] = scores_figure(history, label=_LABELS.get(task, "score"))
+    return figures
+
+
+def log_course(run: ActiveRun, *, task: str) -> None:
+    """Draw them from the tables of a run that has just trained, as its artifacts."""
+    with run.guarded("figures/epoch_loss.png"):
+        epochs, steps = (
+            as_numbers(Table(run.files / "history" / f"{name}.csv").rows()) for name in ("epochs", "steps")
+        )
+        if epochs:
+            for name, figure in course_figures(History(**course(epochs, steps, task=task)), task=task).items():
+                run.log_figure(f"figures/{name}.png", figure)
+
+
+def write_course(run: str, folder: Path, session: Session, *, uri: str | None = None) -> list[Path]:
+    """Write the plots of a run as PNG files.
+
+    Raises:
+        RunError: There is no such run, or it has not trained.
+        ConfigError: The folder cannot be written.
+    """
+    store = open_store(uri, session.root)
+    info = find_training(store, run)
+    history = History(**read_course(store, info))
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in course_figures(history, task=info.tags.get("dmx.task", "segmentation")).items():
+            written.append(folder / f"{name}.png")
+            written[-1].write_bytes(figure_png(figure))
+    except OSError as error:
+        raise ConfigError(f"'{folder}' cannot be written: {error.strerror or error}. Choose another folder.") from error
+    return written

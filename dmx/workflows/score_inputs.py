@@ -1,0 +1,218 @@
+"""Images or volumes for a network that scores them whole: chosen, prepared and in batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.gather import gather_stimuli, read_stimuli
+from dmx.cohort.stimuli import Stimulus, StimulusSet
+from dmx.errors import CohortError, ConfigError
+from dmx.preprocess.contract import Contract
+from dmx.preprocess.image_cache import ImageCache
+from dmx.preprocess.image_contract import ImageContract
+from dmx.preprocess.pipeline import preprocess_case
+from dmx.sampling.batch import Batch
+from dmx.sampling.images import ImagesInOrder
+from dmx.workflows.labeled_volumes import unmapped
+from dmx.workflows.predict import chosen_cases, cohort_of_run
+from dmx.workflows.session import Session
+from dmx.workflows.source import cache_folder
+from dmx.workflows.stimuli import case_targets, image_data, image_source
+from dmx.workflows.trained import TrainedNetwork
+from dmx.workflows.volumes import check_scans, require_channels
+
+_LISTS = (".csv",)
+_SPLITS = ("evaluation", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreInputs:
+    """Images or volumes that a network can score.
+
+    Attributes:
+        cohort: They as cases.
+        target: Class of each, int64 [cases], -1 where it is unknown; or its numbers, float32 [cases, targets], ``nan``
+            where one is unknown.
+        batches: They in this order, on the device; may be gone through again and again.
+        split: The split that they are; empty: all.
+        digest: Hash of what they hold, where they come from a list of images.
+    """
+
+    cohort: Cohort
+    target: Tensor
+    batches: Iterable[Batch]
+    split: str = ""
+    digest: str | None = None
+
+
+def chosen_inputs(
+    trained: TrainedNetwork, inputs: Sequence[Path], *, split: str | None, device: torch.device, session: Session
+) -> ScoreInputs:
+    """Return what files name: images, a list or folder of images, a manifest, or scans.
+
+    Raises:
+        CohortError: Something cannot be read, or nothing is left; the message names file and row.
+        ConfigError: The words are nothing that the network reads.
+    """
+    if isinstance(trained.contract, ImageContract):
+        stimuli = _only(_named_images(inputs), split)
+        return _image_inputs(trained, trained.contract, stimuli, device=device, session=session, split=split or "")
+    cohort = unmapped(chosen_cases(inputs, trained, split=split))
+    return _volume_inputs(trained, trained.contract, cohort, device=device, session=session, split=split or "")
+
+
+def known_inputs(
+    trained: TrainedNetwork, source: Path | None, *, split: str | None, device: torch.device, session: Session
+) -> ScoreInputs:
+    """Return images or volumes whose class or numbers are known.
+
+    Args:
+        trained: The network.
+        source: List or folder of images, or manifest; ``None``: that of the run.
+        split: Split; ``None``: evaluation, else validation, else those without one.
+        device: Where batches go.
+        session: Where prepared images are kept, and whom to tell.
+
+    Raises:
+        CohortError: There are none.
+    """
+    wanted = (split,) if split is not None else (*_SPLITS, "")
+    contract = trained.contract
+    if isinstance(contract, ImageContract):
+        stimuli = _stimuli_of_run(trained) if source is None else read_stimuli(source)
+        for name in wanted:
+            chosen = replace(stimuli, stimuli=stimuli.in_split(name))
+            if chosen.stimuli:
+                found = _image_inputs(trained, contract, chosen, device=device, session=session, split=name)
+                _require_known(found, trained)
+                return found
+        raise CohortError(f"'{stimuli.name}' has no images in split {_or(wanted)}.")
+    cohort = unmapped(cohort_of_run(source, trained))
+    owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
+    require_channels(cohort, contract, owner=owner)
+    for name in wanted:
+        cases = cohort.in_split(name)
+        if cases:
+            chosen_cohort = replace(cohort, cases=cases)
+            scans = _volume_inputs(trained, contract, chosen_cohort, device=device, session=session, split=name)
+            _require_known(scans, trained)
+            return scans
+    raise CohortError(f"Cohort '{cohort.name}' has no case in split {_or(wanted)}.")
+
+
+def _or(splits: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in splits)
+
+
+def _require_known(found: ScoreInputs, trained: TrainedNetwork) -> None:
+    """Require a class that the network knows, or all numbers, of each case."""
+    target = found.target
+    unknown = target.isnan().any(dim=1) if target.is_floating_point() else target < 0
+    if bool(unknown.any()):
+        case = found.cohort.cases[int(unknown.nonzero()[0])]
+        outputs = ", ".join(trained.contract.outputs)
+        raise CohortError(
+            f"'{case.name}' of '{found.cohort.name}' has none of what run "
+            f"'{trained.run.experiment}/{trained.run.name}' predicts ({outputs}), so it cannot be scored."
+        )
+
+
+def _stimuli_of_run(trained: TrainedNetwork) -> StimulusSet:
+    section = trained.experiment.stimuli
+    if section is None:
+        raise CohortError(f"Run '{trained.run.experiment}/{trained.run.name}' names no images: give a list of them.")
+    return gather_stimuli(section, seed=trained.experiment.seed)
+
+
+def _named_images(inputs: Sequence[Path]) -> StimulusSet:
+    first = inputs[0]
+    if len(inputs) == 1 and (first.suffix.lower() in _LISTS or first.is_dir()):
+        return read_stimuli(first)
+    for path in inputs:
+        if path.suffix.lower() in _LISTS or path.is_dir():
+            raise ConfigError(f"Give one list or folder of images, or image files, got '{path}' among others.")
+        if not path.is_file():
+            raise CohortError(f"There is no image '{path}'.")
+    stimuli = tuple(Stimulus(str(path), path.absolute(), place=f"Image '{path}'") for path in inputs)
+    return StimulusSet("files", stimuli)
+
+
+def _only(stimuli: StimulusSet, split: str | None) -> StimulusSet:
+    if split is None:
+        return stimuli
+    chosen = stimuli.in_split(split)
+    if not chosen:
+        raise CohortError(f"'{stimuli.name}' has no images in split '{split}'.")
+    return replace(stimuli, stimuli=chosen)
+
+
+def _image_inputs(  # keyword-only
+    trained: TrainedNetwork,
+    contract: ImageContract,
+    stimuli: StimulusSet,
+    *,
+    device: torch.device,
+    session: Session,
+    split: str,
+) -> ScoreInputs:
+    data = image_data(_with_known_labels(stimuli, contract), contract)
+    cached = ImageCache(cache_folder(session.root)).prepare(
+        stimuli.stimuli, contract, progress=session.progress("preparing images")
+    )
+    target = case_targets(data.cohort.cases, data.cohort.label_classes, contract.outputs, task=trained.task)
+    section = trained.experiment
+    size = max(section.prediction.batch_size, section.training.batch_size)
+    source = image_source(cached, target, device=device, memory_gb=section.sampling.memory_gb)
+    return ScoreInputs(
+        cohort=data.cohort,
+        target=target,
+        batches=ImagesInOrder(source, contract, batch_size=size, device=device),
+        split=split,
+        digest=data.digest(),
+    )
+
+
+def _with_known_labels(stimuli: StimulusSet, contract: ImageContract) -> StimulusSet:
+    """Return stimuli whose classes have the network's names: by the names where these are known, else by the labels."""
+    if all(name in contract.classes for name in stimuli.classes):
+        return stimuli
+    names = tuple(
+        contract.classes[contract.labels[label]] if label in contract.labels else name
+        for label, name in zip(stimuli.labels, stimuli.classes, strict=True)
+    )
+    return replace(stimuli, classes=names)
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """Volumes in order, each prepared when it is needed."""
+
+    cases: Sequence[Case]
+    contract: Contract
+    target: Tensor
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index, case in enumerate(self.cases):
+            channels = torch.from_numpy(preprocess_case(case, self.contract).channels)
+            target = self.target[index : index + 1].to(self.device)
+            yield Batch((channels[None].to(self.device),), target, (case.name,))
+
+
+def _volume_inputs(  # keyword-only
+    trained: TrainedNetwork,
+    contract: Contract,
+    cohort: Cohort,
+    *,
+    device: torch.device,
+    session: Session,
+    split: str,
+) -> ScoreInputs:
+    check_scans(cohort, contract, session, with_labels=False)
+    target = case_targets(cohort.cases, cohort.label_classes, contract.outputs, task=trained.task)
+    batches = _Scans(cohort.cases, contract, target, device)
+    return ScoreInputs(cohort=cohort, target=target, batches=batches, split=split)
