@@ -53,7 +53,8 @@ def make_demo_cohort(  # noqa: PLR0913
 ) -> Cohort:
     """Write a demonstration cohort: scans, label maps, rois and, last, the manifest ``manifest.csv``.
 
-    A case depends on kind, seed, voxel size and its number alone, not on how many cases or processes there are.
+    A case depends on kind, seed, voxel size and its number alone, not on how many cases or processes there are. Another
+    seed makes other people, so it is another cohort of another name (``demo-stroke-7``).
 
     Args:
         folder: Where it goes; a demonstration cohort that is there is replaced.
@@ -84,7 +85,8 @@ def make_demo_cohort(  # noqa: PLR0913
         if progress is not None:
             progress(done, cases, name)
     made = tuple(_case(folder, recipe, index) for index in range(cases))
-    write_manifest(Cohort(recipe.name, recipe.classes, recipe.channels, made), manifest)
+    name = f"{recipe.name}-{seed}" if seed else recipe.name
+    write_manifest(Cohort(name, recipe.classes, recipe.channels, made), manifest)
     return read_manifest(manifest)
 
 
@@ -126,7 +128,7 @@ def _remove_old(manifest: Path) -> None:
     """Remove the manifest of an older demonstration cohort, so that none stands beside half-made cases."""
     if not manifest.exists():
         return
-    if read_manifest(manifest).name not in {recipe.name for recipe in _RECIPES.values()}:
+    if not read_manifest(manifest).name.startswith(tuple(recipe.name for recipe in _RECIPES.values())):
         raise CohortError(f"'{manifest}' belongs to another cohort. Name another folder.")
     manifest.unlink()
 

@@ -81,6 +81,14 @@ def test_a_case_depends_on_seed_and_number_alone(tmp_path: Path) -> None:
     assert not np.array_equal(other["FLAIR"], images[0])
 
 
+@needs_template
+def test_other_people_are_another_cohort(tmp_path: Path) -> None:
+    names = [
+        make_demo_cohort(tmp_path, "A", cases=1, spacing_mm=SPACING, seed=seed, processes=1).name for seed in (0, 7)
+    ]
+    assert names == ["demo-stroke", "demo-stroke-7"]
+
+
 @pytest.mark.slow
 @needs_template
 def test_any_number_of_processes_makes_the_same_files(tmp_path: Path) -> None:
