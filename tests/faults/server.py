@@ -125,10 +125,9 @@ class Postgres:
 
     def fill(self) -> None:
         """Leave no room on its disk."""
-        with (self._disk / "ballast").open("wb") as file, suppress(OSError):
+        with (self._disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
             while True:
-                file.write(bytes(4096))
-                file.flush()
+                file.write(bytes(65536))
 
     def empty(self) -> None:
         (self._disk / "ballast").unlink(missing_ok=True)

@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dmx.tracking.journal import read_entries
+from tests.faults.journals import longest_pause, reach
 from tests.faults.kills import Project, Tally, artifacts_of, runs_of
 from tests.faults.together import together
 
@@ -20,18 +19,6 @@ from tests.faults.together import together
 _LOCKED_SECONDS = 26.0
 _PROCESSES = 8
 _LONGEST_PAUSE = 3.0
-
-
-def step_times(root: Path) -> list[int]:
-    """Return when the steps of the only run were logged, in milliseconds."""
-    journal = next((root / "mlruns/local").glob("*/journal.jsonl"), None)
-    entries = [entry for entry, _ in read_entries(journal)] if journal else []
-    return [entry["time"] for entry in entries if entry["do"] == "metrics" and "train/loss" in entry["values"]]
-
-
-def longest_pause(root: Path) -> float:
-    times = step_times(root)
-    return max(after - before for before, after in pairwise(times)) / 1000
 
 
 @contextmanager
@@ -48,13 +35,12 @@ def test_a_locked_database_delays_no_step_and_loses_nothing(project: Project) ->
     root = project.copy()
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(project.call, root, "train", "balls.yaml", faults={"paced": 2.0})
-        while len(step_times(root)) < 3:
-            time.sleep(0.1)
+        reach(root, 3)
         with locked(root / "mlruns/mlflow.db"):
             time.sleep(_LOCKED_SECONDS)
         ended = training.result(100)
     assert ended.code == 0, ended.said
-    assert longest_pause(root) < 2.0 + _LONGEST_PAUSE
+    assert longest_pause(root, 2.0) < _LONGEST_PAUSE
     assert project.losses(root, Tally()) == []
 
 
@@ -63,12 +49,11 @@ def test_a_database_that_stays_locked_gets_everything_with_a_sync(project: Proje
     root = project.copy()
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(project.call, root, "train", "balls.yaml", faults={"paced": 0.2})
-        while len(step_times(root)) < 3:
-            time.sleep(0.05)
+        reach(root, 3)
         with locked(root / "mlruns/mlflow.db"):
             ended = training.result(100)
     assert ended.code == 0, ended.said
-    assert longest_pause(root) < 0.2 + _LONGEST_PAUSE
+    assert longest_pause(root, 0.2) < _LONGEST_PAUSE
     run_id, _ = artifacts_of(root)
     assert f"dmx runs sync {run_id[:8]}" in ended.said
     with locked(root / "mlruns/mlflow.db"):

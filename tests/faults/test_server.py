@@ -1,13 +1,11 @@
 """A team server that dies, hangs, refuses or fails during a training loses nothing and delays nobody."""
 
-import json
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from dmx.cohort.digest import file_sha256
 from tests.faults import server as servers
+from tests.faults.journals import entries, longest_pause, reach, step_times
 from tests.faults.kills import Ended, Project
 from tests.faults.server import TeamServer, until
 
@@ -54,7 +53,7 @@ class Study:
 
     def begin(self, pace: float) -> "Future[Ended]":
         """Start a training whose steps take at least so long."""
-        self._pace = pace
+        self.pace = pace
         words = ("train", "balls.yaml", "--set", f"tracking.experiment={self.name}")
         return self._pool.submit(self.call, *words, faults={"paced": pace})
 
@@ -64,27 +63,13 @@ class Study:
         (folder,) = (self.root / "mlruns/local").iterdir()
         return folder
 
-    def entries(self) -> list[dict[str, Any]]:
-        journal = next((self.root / "mlruns/local").glob("*/journal.jsonl"), None)
-        text = journal.read_text() if journal else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
     def points(self) -> list[tuple[str, int, float, int]]:
         """Return (key, step, value, time) of all that was logged, in its order."""
-        found = [entry for entry in self.entries() if entry["do"] == "metrics"]
+        found = [entry for entry in entries(self.root) if entry["do"] == "metrics"]
         return [(key, entry["step"], value, entry["time"]) for entry in found for key, value in entry["values"].items()]
 
-    def steps(self) -> list[tuple[int, int]]:
-        """Return (step, time) of the steps."""
-        return [(step, time) for key, step, _, time in self.points() if key == "train/loss"]
-
     def reach(self, step: int) -> None:
-        until(lambda: len(self.steps()) >= step, 60, f"step {step}")
-
-    def longest_pause(self) -> float:
-        """Return the longest time between two steps beyond the pace, in seconds."""
-        times = [time for _, time in self.steps()]
-        return max(after - before for before, after in pairwise(times)) / 1000 - self._pace
+        reach(self.root, step)
 
     def waited(self) -> float:
         """Return the time between the last entry and the end of the command, in seconds."""
@@ -132,7 +117,7 @@ class Study:
         pictures = [path.removeprefix("images/") for path in there if path.startswith("images/")]
         artifacts = {path: digest for path, digest in there.items() if not path.startswith("images/")}
         found = [f"file {path}" for path in here.keys() | artifacts.keys() if here.get(path) != artifacts.get(path)]
-        drawn = [entry for entry in self.entries() if entry["do"] == "image"]
+        drawn = [entry for entry in entries(self.root) if entry["do"] == "image"]
         shown = Counter(f"{entry['key'].replace('/', '~')}+step+{entry['step']}" for entry in drawn)
         for suffix in (".png", ".webp"):
             has = Counter(name.partition("+timestamp+")[0] for name in pictures if name.endswith(suffix))
@@ -154,8 +139,8 @@ def study(project: Project, team: TeamServer, request: pytest.FixtureRequest) ->
 def finished(study: Study, training: "Future[Ended]") -> Ended:
     ended = training.result(120)
     assert ended.code == 0, ended.said
-    assert len(study.steps()) == _STEPS
-    assert study.longest_pause() < _LONGEST_PAUSE
+    assert len(step_times(study.root)) == _STEPS
+    assert longest_pause(study.root, study.pace) < _LONGEST_PAUSE
     return ended
 
 

@@ -46,6 +46,25 @@ def test_an_outage_loses_nothing_and_stops_nobody(
     assert len(remote.metric_history(info.id, "train/loss")) == 20
 
 
+@pytest.mark.parametrize(("failures", "status"), [(1, "FINISHED"), (2, "RUNNING")])
+def test_one_failure_at_the_end_leaves_nothing_to_the_user(
+    begin: Begin, now: Now, remote: Any, monkeypatch: pytest.MonkeyPatch, failures: int, status: str
+) -> None:
+    monkeypatch.setattr(delivery, "_ONCE_MORE_SECONDS", 0.0)
+    run = begin(remote)
+    inner, left = remote.log_metrics, [ConnectionError("nobody there")] * failures
+
+    def log_metrics(run_id: str, points: Any) -> None:
+        if left:
+            raise left.pop()
+        inner(run_id, points)
+
+    monkeypatch.setattr(remote, "log_metrics", log_metrics)
+    run.log_metrics({"loss": 1.0}, 1)
+    run.end("FINISHED")
+    assert now(run).status == status
+
+
 def test_files_for_a_remote_store_wait_here_and_are_uploaded(
     begin: Begin, train: Any, now: Now, remote: Any, project: Path, tmp_path: Path
 ) -> None:
