@@ -60,7 +60,7 @@ TEXTS: dict[str, tuple[str | bytes, str]] = {
     "an escape": (b"name: \x1b[31m\n", "x.yaml"),
     "random bytes": (bytes(range(128, 256)) * 8, "UTF-8"),
     "a scan": (b"\x5c\x01\0\0" + b"\0" * 500, "x.yaml"),
-    "JSON of another tool": ('{"training": []}', "training"),
+    "JSON of another tool": ('{"training": []}', "training|cohort"),
     "Python": ("import os\nos.system('touch hacked')\n", "x.yaml"),
 }
 # Lines of YAML that stand behind a sound head, and what the sentence must name.
