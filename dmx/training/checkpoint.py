@@ -196,12 +196,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not list its files.")
     for name, entry in manifest["files"].items():
-        if name not in _FILES:
-            raise CheckpointError(
-                f"Checkpoint '{folder}' was not loaded: {MANIFEST} lists '{name}', which is none of its files."
-            )
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not say what {name} holds.")
+        whole = isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
+        if name not in _FILES or not whole:
+            what = "but does not say what it holds" if name in _FILES else "which is none of its files"
+            raise CheckpointError(f"Checkpoint '{folder}' is damaged, not loaded: {MANIFEST} lists '{name}', {what}.")
     return manifest
 
 
@@ -312,13 +310,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        with warnings.catch_warnings():
-            # About the pickle protocol, of which a user knows nothing.
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol, of which a user knows nothing
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for damaged bytes
-        first = str(error).partition("\n")[0]
-        raise CheckpointError(f"'{path}' cannot be read as a training state without executing code: {first}") from error
+        why = str(error).partition("\n")[0]
+        raise CheckpointError(f"'{path}' cannot be read as a training state without executing code: {why}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"'{path}' is no training state: it holds {type(state).__name__}.")
     return state
