@@ -53,6 +53,13 @@ def read_given(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return raw
 
 
+def tracking_uri(raw: Mapping[str, Any]) -> str | None:
+    """Return the address of the run store that unchecked settings name."""
+    tracking = raw.get("tracking")
+    uri = tracking.get("uri") if isinstance(tracking, dict) else None
+    return uri if isinstance(uri, str) else None
+
+
 def read_raw(path: Path) -> dict[str, Any]:
     """Read the plain values of an experiment, unchecked.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmx.config.load import as_dict, build_experiment, config_diff, read_given
+from dmx.config.load import as_dict, build_experiment, config_diff, read_given, tracking_uri
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError, ModelError
 from dmx.preprocess.contract import Contract
@@ -75,7 +75,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     raw = read_given(request.experiment, request.overrides) if given is None else dict(given)
     if uri is not None:
         raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
-    store = open_store(_tracking_uri(raw), session.root)
+    store = open_store(tracking_uri(raw), session.root)
     trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
     checked = check_training(experiment, session)
@@ -92,12 +92,6 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
     start = replace(start, tags={**start.tags, **leak_tags})
     return run_training(checked, session, start=start, name=request.name, strict=request.strict)
-
-
-def _tracking_uri(raw: Mapping[str, Any]) -> str | None:
-    tracking = raw.get("tracking")
-    uri = tracking.get("uri") if isinstance(tracking, dict) else None
-    return uri if isinstance(uri, str) else None
 
 
 def settings_for(raw: Mapping[str, Any], trained: TrainedNetwork, *, path: Path) -> tuple[Experiment, list[str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dmx.config.load import section_from_dict
+from dmx.config.load import section_from_dict, tracking_uri
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import TransferSection
@@ -98,7 +98,7 @@ def prepare_transfer(
         DmxError: Something that the user can mend.
     """
     section = _section(raw)
-    store = open_store(_uri(raw), session.root)
+    store = open_store(tracking_uri(raw), session.root)
     sources = [open_source(store, name, section, path=path, root=session.root) for name in section.sources]
     for sentence in () if trains else found_sentences(sources):
         session.report.say(sentence)
@@ -297,12 +297,6 @@ def _section(raw: Mapping[str, Any]) -> TransferSection:
     if not section.sources:
         raise ConfigError("transfer.sources must name a run or a file; '--from-run RUN' names one, too.")
     return section
-
-
-def _uri(raw: Mapping[str, Any]) -> str | None:
-    tracking = raw.get("tracking")
-    uri = tracking.get("uri") if isinstance(tracking, dict) else None
-    return uri if isinstance(uri, str) else None
 
 
 def _leaks(
