@@ -1,8 +1,8 @@
 """Carry what one 3D network has learned over to the next task.
 
 As functions, for notebooks: :func:`load_model`, :func:`plan_transfer`, :func:`freeze`, :func:`train`, :func:`finetune`,
-:func:`resume`, :func:`predict`, :func:`evaluate`, :func:`history`, :func:`export`. They do what the commands of the
-same names do. Each is loaded when it is first used.
+:func:`resume`, :func:`predict`, :func:`evaluate`, :func:`history`, :func:`export`, :func:`activations`, :func:`ablate`,
+:func:`ablated`, :func:`probe`. They do what the commands of the same names do. Each is loaded when it is first used.
 """
 
 import os
@@ -17,6 +17,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DmxError",
     "__version__",
+    "ablate",
+    "ablated",
+    "activations",
     "evaluate",
     "export",
     "finetune",
@@ -25,6 +28,7 @@ __all__ = [
     "load_model",
     "plan_transfer",
     "predict",
+    "probe",
     "resume",
     "train",
 ]
@@ -32,6 +36,9 @@ __all__ = [
 # Names must differ from those of the subpackages: importing a subpackage puts it here under its own name.
 _HOMES = {
     "DmxError": "dmx.errors",
+    "ablate": "dmx.api.looking",
+    "ablated": "dmx.api.looking",
+    "activations": "dmx.api.looking",
     "evaluate": "dmx.api.runs",
     "export": "dmx.api.models",
     "finetune": "dmx.api.runs",
@@ -40,12 +47,14 @@ _HOMES = {
     "load_model": "dmx.api.models",
     "plan_transfer": "dmx.api.transfers",
     "predict": "dmx.api.runs",
+    "probe": "dmx.api.looking",
     "resume": "dmx.api.runs",
     "train": "dmx.api.trainings",
 }
 
 if TYPE_CHECKING:
     from dmx.api.frozen import freeze
+    from dmx.api.looking import ablate, ablated, activations, probe
     from dmx.api.models import export, load_model
     from dmx.api.runs import evaluate, finetune, history, predict, resume
     from dmx.api.trainings import train

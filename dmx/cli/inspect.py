@@ -30,7 +30,10 @@ _NUMBER = re.compile(r"[0-9]{1,6}")
 Run = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[INPUT]...", help="A manifest, or NIfTI files of one case; else the run's cohort."),
+    typer.Argument(
+        metavar="[INPUT]...",
+        help="What the network reads, as for dmx predict: a manifest, a list of images …; else the run's own.",
+    ),
 ]
 LayerNames = Annotated[
     str | None, typer.Option(_LAYERS, metavar="NAME…", help="Names of layers, as 'dmx model show RUN' lists them.")
@@ -39,7 +42,10 @@ MaskFile = Annotated[
     Path | None, typer.Option("--dmask", metavar="FILE", help="A .dmask.csv: layers and which channels of them.")
 ]
 Pool = Annotated[
-    str, typer.Option("--pool", help="How voxels become one number: max, mean, median or none. auto: mean of volumes.")
+    str,
+    typer.Option(
+        "--pool", help="How voxels become one number: max, mean, median or none. auto: mean of volumes, none of images."
+    ),
 ]
 Split = Annotated[str | None, typer.Option("--split", help="Only cases of this split.")]
 
@@ -113,7 +119,9 @@ def activations(
 def ablate(
     run: Run,
     layer: Annotated[str, typer.Option("--layer", metavar="NAME", help="A convolution or linear layer.")],
-    cohort: Annotated[Path | None, typer.Argument(metavar="[COHORT]", help="Manifest; else that of the run.")] = None,
+    cohort: Annotated[
+        Path | None, typer.Argument(metavar="[COHORT]", help="Manifest, or list of images; else that of the run.")
+    ] = None,
     channels: Annotated[
         str | None, typer.Option("--channels", metavar="1-8,12", help="Channels, counted from 1; else all.")
     ] = None,
@@ -164,7 +172,7 @@ def probe(
     ] = "label",
     folds: Annotated[int, typer.Option("--folds", min=2, help="Folds; a subject is never in two.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which subjects make up a fold.")] = 0,
-    pool: Pool = "auto",
+    pool: Pool = "mean",
     checkpoint: Checkpoint = None,
     split: Split = None,
     overrides: Overrides = None,

@@ -13,6 +13,7 @@ from dmx.errors import ModelError
 from dmx.evaluation.layer_outputs import find_layers
 from dmx.model.example import example_patches
 from dmx.model.meta import meta_call, meta_state, mode
+from dmx.model.module import first_sentence
 from dmx.model.network import TrainableNetwork
 from dmx.model.norms import Bias, RollingBatchNorm
 
@@ -79,7 +80,8 @@ def _kernel(network: TrainableNetwork, layer: str) -> _ConvNd | nn.Linear:
 
 def _norms_after(network: TrainableNetwork, kernel: nn.Module) -> list[nn.Module]:
     """Return the normalizations that read what a layer gives, found by following a pass without values."""
-    patches = example_patches(network)
+    norms = [module for module in network.modules() if isinstance(module, _Norms)]
+    patches = example_patches(network) if norms else None
     if patches is None:
         return []
     given: list[tuple[Tensor, int]] = []
@@ -94,10 +96,15 @@ def _norms_after(network: TrainableNetwork, kernel: nn.Module) -> list[nn.Module
             found.append(module)
 
     hooks = [kernel.register_forward_hook(note_output)]
-    hooks += [m.register_forward_pre_hook(note_input) for m in network.modules() if isinstance(m, _Norms)]
+    hooks += [norm.register_forward_pre_hook(note_input) for norm in norms]
     try:
         with mode(network, training=False), torch.no_grad():
             meta_call(network, meta_state(network), patches)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"Which normalization reads the layer could not be found with an input of {[*patches[0].shape]} "
+            f"({first_sentence(error)})."
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,26 +4,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmx.cohort.case import Cohort
+import torch
+
 from dmx.config.sections import PredictionSection
+from dmx.errors import ConfigError
 from dmx.evaluation.ablation import ablated
-from dmx.evaluation.figures import dice_figure
-from dmx.evaluation.metrics import FOREGROUND, Row
-from dmx.evaluation.paired import PairedDifference, paired_difference
+from dmx.evaluation.paired import PairedDifference
 from dmx.evaluation.summary import cases_csv
 from dmx.tracking.history import write_table
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.device import resolve_device
-from dmx.workflows.evaluate import log_scored_cohort, require_unseen, score_prediction, scored_cases, scoring_predictor
+from dmx.workflows.ablate_scores import LabelMapScorer, Scored, Scorer, WholeScorer
+from dmx.workflows.evaluate import require_unseen, scored_cases, scoring_predictor
 from dmx.workflows.privacy import hiding
+from dmx.workflows.score_inputs import known_inputs
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
-from dmx.workflows.trained import Trained, open_trained
-from dmx.workflows.volumes import CasePredictor, check_scans
-
-METRICS = ("dice", "sensitivity", "precision")
+from dmx.workflows.trained import Trained, TrainedNetwork, open_network
+from dmx.workflows.volumes import check_scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class AblateRequest:
         run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
         layer: Name of a convolution or linear layer, or of a module that holds exactly one.
         channels: Channels, counted from 1; ``None``: all.
-        cohort: Manifest; ``None``: that of the run.
+        cohort: Manifest, or list or folder of images; ``None``: that of the run.
         checkpoint: Name of the checkpoint; ``None``: the best one, else the last one.
-        split: Split to score; ``None``: evaluation, else validation, else all cases with a label map.
+        split: Split to score; ``None``: evaluation, else validation, else cases without one.
         settings: Changes of the run's ``prediction`` section.
         allow_leak: Go on when cases were in the training of the network or of its sources.
         device: Where to predict.
@@ -67,8 +67,8 @@ class Ablated:
         split: Split that was scored; empty: all.
         cases: Number of cases.
         tensors: Tensors of the network in which channels were zero.
-        changes: ``metric/class`` → scores of the whole network, of the ablated one, and their difference over subjects;
-            ``None`` where no case has both.
+        changes: ``metric/class``, or ``metric`` of all classes → scores of the whole network, of the ablated one, and
+            their difference over subjects; ``None`` where no case has both.
     """
 
     run: RunInfo
@@ -87,13 +87,12 @@ def ablate(request: AblateRequest, session: Session) -> Ablated:
     """
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
-    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     with ablated(trained.network, request.layer, request.channels) as tensors:
         pass
-    cohort, split = scored_cases(trained, request.cohort, split=request.split)
+    scorer = _scorer(request, trained, device, session)
+    cohort, split = scorer.cohort, scorer.split
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
-    check_scans(cohort, trained.contract, session, with_labels=True)
-    predictor = scoring_predictor(trained, request.settings, device)
     new = NewRun(
         experiment=trained.run.experiment,
         kind="ablate",
@@ -111,20 +110,39 @@ def ablate(request: AblateRequest, session: Session) -> Ablated:
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(trained.experiment, cohort.cases, session.root)
-        log_scored_cohort(run, cohort, request.settings, session)
-        whole = _rows(cohort, predictor, run, session, what="scoring the whole network")
+        scorer.log_inputs(run)
+        whole = scorer.score(run, what="scoring the whole network")
         with ablated(trained.network, request.layer, request.channels):
-            rows = _rows(cohort, predictor, run, session, what="scoring without the channels")
-        changes = _changes(whole, rows, trained)
-        _log(run, trained, {"unablated": whole, "ablated": rows}, changes)
+            rest = scorer.score(run, what="scoring without the channels")
+        changes = scorer.changes(whole, rest)
+        _log(run, scorer, {"unablated": whole, "ablated": rest}, changes)
         return Ablated(
             run=run.info,
             cohort=cohort.name,
             split=split,
-            cases=len(rows),
+            cases=len(cohort.cases),
             tensors=tensors,
             changes=changes,
         )
+
+
+def _scorer(request: AblateRequest, trained: TrainedNetwork, device: torch.device, session: Session) -> Scorer:
+    """Return what scores a network in the way of what it has learned, with its cases checked."""
+    if not isinstance(trained, Trained):
+        if request.settings is not None:
+            raise ConfigError("--set prediction.… belongs to segmentation; whole images and volumes need none.")
+        inputs = known_inputs(trained, request.cohort, split=request.split, device=device, session=session)
+        return WholeScorer(trained=trained, inputs=inputs, device=device, session=session)
+    cohort, split = scored_cases(trained, request.cohort, split=request.split)
+    check_scans(cohort, trained.contract, session, with_labels=True)
+    return LabelMapScorer(
+        trained=trained,
+        cohort=cohort,
+        split=split,
+        predictor=scoring_predictor(trained, request.settings, device),
+        settings=request.settings,
+        session=session,
+    )
 
 
 def channels_text(channels: Sequence[int] | None) -> str:
@@ -144,50 +162,23 @@ def channels_text(channels: Sequence[int] | None) -> str:
     return ",".join("-".join(map(str, one)) for one in ranges)
 
 
-def _rows(cohort: Cohort, predictor: CasePredictor, run: ActiveRun, session: Session, *, what: str) -> list[Row]:
-    """Score every case with the network as it is now."""
-    rows: list[Row] = []
-    for number, case in enumerate(cohort.cases):
-        session.report.progress(what, number, len(cohort.cases))
-        found = predictor(case)
-        scored = score_prediction(case, found, predictor.trained.contract, tolerance_mm=1.0)
-        rows.append({"case": run.hide(case.name), "subject": run.hide(case.subject), **scored.scores})
-    session.report.progress(what, len(cohort.cases), len(cohort.cases))
-    return rows
-
-
-def _changes(whole: Sequence[Row], rows: Sequence[Row], trained: Trained) -> dict[str, PairedDifference | None]:
-    """Return what the ablation changed, per metric and class, paired by case."""
-    subjects = {str(row["case"]): str(row["subject"]) for row in whole}
-    names = [FOREGROUND, *trained.contract.classes[1:]]
-    changes = {}
-    for key in ("dice/mean", *(f"{metric}/{name}" for metric in METRICS for name in names)):
-        first, second = (
-            {str(row["case"]): value for row in table if isinstance(value := row[key], float)}
-            for table in (whole, rows)
-        )
-        changes[key] = paired_difference(first, second, subjects, seed=trained.experiment.seed)
-    return changes
-
-
 def _log(
-    run: ActiveRun,
-    trained: Trained,
-    tables: Mapping[str, Sequence[Row]],
-    changes: Mapping[str, PairedDifference | None],
+    run: ActiveRun, scorer: Scorer, tables: Mapping[str, Scored], changes: Mapping[str, PairedDifference | None]
 ) -> None:
-    """Keep tables, means and figures."""
-    for name, rows in tables.items():
-        run.log_text(f"ablation/{name}.csv", cases_csv(rows))
-        run.log_figure(f"figures/dice_{name}.png", dice_figure(rows, trained.contract.classes))
+    """Keep tables, scores and figures."""
+    for name, scored in tables.items():
+        run.log_text(f"ablation/{name}.csv", cases_csv(scored.rows))
+        figure = scorer.figure(scored)
+        if figure is not None:
+            run.log_figure(f"figures/dice_{name}.png", figure)
+        # dice, of all classes, and dice/<class>
+        prefix = "ablation" if name == "ablated" else name
+        means = {f"{prefix}/{key.removesuffix('/mean')}": mean for key, mean in scored.means.items()}
+        run.log_metrics(means, len(scored.rows))
     known = {key: change for key, change in changes.items() if change is not None}
     with run.guarded("ablation"):
         write_table(run.files / "ablation" / "changes.csv", [_change_row(key, known[key]) for key in known])
         run.log_file("ablation")
-    # dice, of all classes, and dice/<class>
-    keys = {key: key.removesuffix("/mean") for key in known if key.startswith("dice/")}
-    run.log_metrics({f"ablation/{short}": known[key].second for key, short in keys.items()}, len(tables["ablated"]))
-    run.log_metrics({f"unablated/{short}": known[key].first for key, short in keys.items()}, len(tables["ablated"]))
 
 
 def _change_row(key: str, change: PairedDifference) -> dict[str, object]:

@@ -15,7 +15,7 @@ from dmx.workflows.inside import LayerRequest, layer_data
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
-from dmx.workflows.trained import open_trained
+from dmx.workflows.trained import open_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def activations(request: ActivationsRequest, session: Session) -> Activations:
         raise ConfigError(f"'{request.output}' exists. Give another file, or --overwrite.")
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
-    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     modules, _ = chosen_layers(trained.network, request.layers)
     data = layer_data(trained, request, device, session)
     hide = hiding(trained.experiment, data.cohort.cases, session.root)

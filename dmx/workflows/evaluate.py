@@ -30,7 +30,7 @@ from dmx.workflows.predict import cohort_of_run
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
 
 _OVERLAYS = 4
@@ -159,7 +159,7 @@ def scored_cases(trained: Trained, manifest: Path | None, *, split: str | None) 
 
 
 def require_unseen(
-    store: RunReader, trained: Trained, cohort: Cohort, session: Session, *, allowed: bool
+    store: RunReader, trained: TrainedNetwork, cohort: Cohort, session: Session, *, allowed: bool
 ) -> dict[str, str]:
     """Require cases that neither the network nor its sources were trained on; return the tags of a run that may.
 

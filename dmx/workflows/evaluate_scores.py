@@ -70,7 +70,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
     for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
         session.report.say(sentence)
     scores = network_scores(trained, inputs, device)
-    rows = _rows(trained, inputs, scores)
+    rows = truth_rows(trained, inputs, scores)
     found = measure(trained.task, scores, inputs.target, outputs=trained.contract.outputs)
     summary = summarize(rows, [case.subject for case in cohort.cases], seed=trained.experiment.seed)
     split = inputs.split or "all"
@@ -84,7 +84,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(trained.experiment, cohort.cases, session.root)
-        _log_cohort(run, inputs, session)
+        log_scored_inputs(run, inputs, session)
         _log(run, trained, rows, found, summary)
         if trained.task == "classification" and len(trained.contract.outputs) <= _MOST_CLASSES:
             counts = confusion(inputs.target, scores, num_classes=len(trained.contract.outputs))
@@ -101,7 +101,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
         )
 
 
-def _rows(trained: TrainedNetwork, inputs: ScoreInputs, scores: torch.Tensor) -> list[Row]:
+def truth_rows(trained: TrainedNetwork, inputs: ScoreInputs, scores: torch.Tensor) -> list[Row]:
     """Return truth, prediction and score of each case."""
     outputs, rows = trained.contract.outputs, []
     for case, predicted, truth in zip(
@@ -125,7 +125,8 @@ def _rows(trained: TrainedNetwork, inputs: ScoreInputs, scores: torch.Tensor) ->
     return rows
 
 
-def _log_cohort(run: ActiveRun, inputs: ScoreInputs, session: Session) -> None:
+def log_scored_inputs(run: ActiveRun, inputs: ScoreInputs, session: Session) -> None:
+    """Keep which images or volumes were scored."""
     cohort = inputs.cohort
     run.log_cohort(
         CohortInput(

@@ -1,5 +1,6 @@
 """What layers of a run's network give for cases: each case runs through the network once, for all layers."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ from torch import Tensor
 
 from dmx.cohort.case import Case, Cohort
 from dmx.config.sections import PredictionSection
-from dmx.evaluation.layer_outputs import Layers, Pooling
+from dmx.errors import CohortError, ConfigError
+from dmx.evaluation.layer_outputs import Layers, Pooling, layer_outputs
 from dmx.evaluation.tiling import Predictor
 from dmx.evaluation.volume_layers import volume_layers
+from dmx.preprocess.image_contract import ImageContract
 from dmx.preprocess.pipeline import preprocess_case
 from dmx.workflows.predict import chosen_cases, cohort_of_run
+from dmx.workflows.score_inputs import chosen_inputs, known_inputs
 from dmx.workflows.session import Session
-from dmx.workflows.trained import Trained
+from dmx.workflows.trained import Trained, TrainedNetwork
 from dmx.workflows.volumes import case_predictor, check_scans
 
 Outputs = Iterator[Mapping[str, Tensor]]
@@ -29,7 +33,8 @@ class LayerRequest:
 
     Attributes:
         run: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
-        inputs: One manifest, or NIfTI files as for a prediction; empty: the cohort of the run.
+        inputs: What the network reads, as for a prediction: one manifest, NIfTI files, a list or folder of images;
+            empty: what the run was trained on.
         layers: Names of layers, or for each name which part of it.
         pool: How the voxels or pixels become one number per channel; ``auto``: the mean over the voxels of volumes,
             and all pixels of images.
@@ -55,10 +60,10 @@ class LayerRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerData:
-    """Cases that a network looks at.
+    """Cases that a network looks at; an image is one, too.
 
     Attributes:
-        name: Name of the cohort.
+        name: Name of the cohort or of the list of images.
         pool: How voxels become one number per channel; None: they are kept.
         cohort: The cohort, with these cases alone.
         names: Name of each case, in their order.
@@ -78,12 +83,14 @@ class LayerData:
     outputs: Callable[[Layers], Outputs]
 
 
-def layer_data(trained: Trained, request: LayerRequest, device: torch.device, session: Session) -> LayerData:
+def layer_data(trained: TrainedNetwork, request: LayerRequest, device: torch.device, session: Session) -> LayerData:
     """Return the cases that a request names, checked.
 
     Raises:
         DmxError: They cannot be used.
     """
+    if not isinstance(trained, Trained):
+        return _whole(trained, request, device, session)
     cohort = _cohort(trained, request)
     check_scans(cohort, trained.contract, session, with_labels=False)
     section = request.settings or trained.experiment.prediction
@@ -95,6 +102,38 @@ def layer_data(trained: Trained, request: LayerRequest, device: torch.device, se
         for case in cohort.cases:
             yield _of_case(case, trained, predictor, layers, pool)
 
+    return _of_cohort(cohort, pool, outputs)
+
+
+def _whole(trained: TrainedNetwork, request: LayerRequest, device: torch.device, session: Session) -> LayerData:
+    """Return images or volumes that are read whole."""
+    if request.settings is not None:
+        raise ConfigError("--set prediction.… belongs to segmentation; whole images and volumes need none.")
+    network = trained.network.to(device)
+    if request.inputs or request.split is None:
+        inputs = request.inputs or [_own_list(trained)]
+        found = chosen_inputs(trained, inputs, split=request.split, device=device, session=session)
+    else:
+        found = known_inputs(trained, None, split=request.split, device=device, session=session)
+    pool = _pool(request.pool, otherwise=None if isinstance(trained.contract, ImageContract) else "mean")
+
+    def outputs(layers: Layers) -> Outputs:
+        return layer_outputs(network, (batch.inputs for batch in found.batches), layers, pool=pool)
+
+    return _of_cohort(found.cohort, pool, outputs)
+
+
+def _own_list(trained: TrainedNetwork) -> Path:
+    """Return the list of images or the manifest that a network was trained on."""
+    stimuli, manifest = trained.experiment.stimuli, trained.experiment.cohort.manifest
+    own = stimuli.source if stimuli is not None else manifest
+    if not own:
+        raise CohortError(f"Run '{trained.run.experiment}/{trained.run.name}' names no data of its own: give some.")
+    return Path(own)
+
+
+def _of_cohort(cohort: Cohort, pool: Pooling | None, outputs: Callable[[Layers], Outputs]) -> LayerData:
+    """Return cases with what is known of them."""
     return LayerData(
         name=cohort.name,
         pool=pool,
@@ -103,11 +142,16 @@ def layer_data(trained: Trained, request: LayerRequest, device: torch.device, se
         subjects=tuple(case.subject for case in cohort.cases),
         labels=tuple(_label(case, cohort) for case in cohort.cases),
         targets={
-            name: tuple(case.targets.get(name) for case in cohort.cases)
+            name: tuple(_number(case, name) for case in cohort.cases)
             for name in dict.fromkeys(name for case in cohort.cases for name in case.targets)
         },
         outputs=outputs,
     )
+
+
+def _number(case: Case, name: str) -> float | None:
+    value = case.targets.get(name)
+    return None if value is None or math.isnan(value) else value
 
 
 def _pool(wanted: Wanted, *, otherwise: Pooling | None) -> Pooling | None:

@@ -18,11 +18,11 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo, RunReader
 from dmx.training.device import resolve_device
 from dmx.workflows.identity import find_leaks
-from dmx.workflows.inside import LayerData, LayerRequest, layer_data
+from dmx.workflows.inside import LayerData, LayerRequest, Wanted, layer_data
 from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
-from dmx.workflows.trained import Trained, open_trained
+from dmx.workflows.trained import TrainedNetwork, open_network
 
 LABEL = "label"
 """The target that says what a case is."""
@@ -33,11 +33,13 @@ class ProbeRequest(LayerRequest):
     """What to read out of which layers.
 
     Attributes:
+        pool: As of a :class:`LayerRequest`; here the mean unless something else is said.
         target: ``label``, which is classified, or the name of a column of numbers (``NAME`` of ``target_NAME``).
         folds: Number of folds; a subject is never in two.
         seed: Decides which subjects make up a fold.
     """
 
+    pool: Wanted = "mean"
     target: str = LABEL
     folds: int = 5
     seed: int = 0
@@ -74,7 +76,7 @@ def probe(request: ProbeRequest, session: Session) -> Probed:
     """
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
-    trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
+    trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     modules, _ = chosen_layers(trained.network, request.layers)
     data = layer_data(trained, request, device, session)
     target = _target(data, request.target, session)
@@ -138,7 +140,7 @@ def _target(data: LayerData, name: str, session: Session) -> _Target:
     )
 
 
-def _say_seen(store: RunReader, trained: Trained, data: LayerData, session: Session) -> None:
+def _say_seen(store: RunReader, trained: TrainedNetwork, data: LayerData, session: Session) -> None:
     leaks, _ = find_leaks(store, trained.run, cohort=data.cohort.name, cases=data.cohort.cases)
     seen = len({leak.case for leak in leaks if leak.split == "training"})
     if seen:
