@@ -49,12 +49,14 @@ def distance(one: Account, other: Account) -> float:
     return max(float((value - theirs[name]).abs().max()) for name, value in ours.items() if value.is_floating_point())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(project: Project) -> None:
     root = project.copy()
     assert project.call(root, "train", "balls.yaml").code == 0
     assert project.losses(root, Tally()) == []
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_bit_and_the_seed_does(project: Project) -> None:
     assert same_bits(trained(project, "sampling.workers=2"), project.reference)
     assert not same_bits(trained(project, "seed=1"), project.reference)
@@ -70,7 +72,8 @@ def test_the_number_of_threads_may_change_the_last_bits_only(project: Project) -
     assert moved < 1e-4
 
 
-@pytest.mark.parametrize("mode", ["plain", pytest.param("workers and fp16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["plain", "workers and fp16"])
 def test_a_prediction_repeats_itself(projects: Mapping[str, Project], mode: str) -> None:
     project = projects[mode]
     root = project.copy()

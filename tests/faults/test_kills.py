@@ -106,17 +106,10 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "name"),
-    [
-        ("plain", "SIGINT twice"),
-        *(
-            pytest.param(mode, name, marks=pytest.mark.slow)
-            for mode in MODES[:2]
-            for name in STOPS
-            if (mode, name) != ("plain", "SIGINT twice")
-        ),
-    ],
+    [(mode, name) for mode in MODES[:2] for name in STOPS],
 )
 def test_a_signal_ends_a_training_that_goes_on_later(projects: Mapping[str, Project], mode: str, name: str) -> None:
     project = projects[mode]
@@ -131,7 +124,8 @@ def test_a_signal_ends_a_training_that_goes_on_later(projects: Mapping[str, Proj
     assert project.losses(root, Tally()) == []
 
 
-@pytest.mark.parametrize("mode", ["plain", pytest.param("workers and fp16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES[:2])
 def test_a_closed_terminal_ends_a_training_that_goes_on_later(projects: Mapping[str, Project], mode: str) -> None:
     """The step is finished and saved, although nothing can be shown any more."""
     project = projects[mode]

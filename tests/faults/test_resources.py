@@ -103,6 +103,7 @@ def test_a_full_disk_of_everything_a_run_keeps_loses_nothing(project: Project, d
     assert project.losses(root, tally) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_of_prepared_cases_makes_no_run(project: Project, disk: Disk) -> None:
     root = project.copy()
     cache = root / "mlruns/cache"
@@ -127,6 +128,7 @@ def trained(project: Project) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -146,6 +148,7 @@ def test_a_full_disk_leaves_no_half_output(project: Project, trained: Path, disk
         assert not path.is_file() or path.stat().st_size, path
 
 
+@pytest.mark.slow
 def test_a_thread_that_fails_ends_the_training_and_it_goes_on(project: Project) -> None:
     root = project.copy()
     ended = project.call(root, "train", "balls.yaml", "--set", "sampling.workers=2", faults={"sampler_raises": 15})
@@ -193,6 +196,7 @@ def test_a_file_that_disappears_is_named(project: Project, when: str, path: str,
     one_sentence(project.call(root, "train", "balls.yaml", faults={"change_file": what, "one_core": True}), *parts)
 
 
+@pytest.mark.slow
 def test_a_cohort_that_changed_is_not_resumed(project: Project) -> None:
     root = project.copy()
     assert project.call(root, "train", "balls.yaml", at=[("step", 8, "TERM")]).code == 143
@@ -205,6 +209,7 @@ def test_a_cohort_that_changed_is_not_resumed(project: Project) -> None:
     assert project.losses(root, Tally()) == []
 
 
+@pytest.mark.slow
 def test_a_smaller_tile_is_predicted_where_memory_runs_out(project: Project, trained: Path) -> None:
     words = ("predict", "--from-run", "balls/last", "cohort.csv", "--split", "evaluation", "-o")
     assert project.call(trained, *words, "whole").code == 0
