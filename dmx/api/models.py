@@ -7,11 +7,12 @@ from torch import nn
 
 from dmx.api.places import locate, open_place, run_name
 from dmx.errors import CheckpointError
+from dmx.model.image_network import ImageNetwork
 from dmx.model.module import ModuleNetwork
 from dmx.workflows.export import Exported, ExportRequest, renamed
 from dmx.workflows.export import export as export_run
 from dmx.workflows.session import Session
-from dmx.workflows.trained import open_trained, stored_checkpoint
+from dmx.workflows.trained import open_network, stored_checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -47,8 +48,8 @@ def load_model(
     """
     opened, session = open_place(store)
     if into is None:
-        network = open_trained(opened, run_name(run), checkpoint=checkpoint, root=session.root).network
-        return network.network if isinstance(network, ModuleNetwork) else network
+        network = open_network(opened, run_name(run), checkpoint=checkpoint, root=session.root).network
+        return network.network if isinstance(network, ModuleNetwork | ImageNetwork) else network
     stored = stored_checkpoint(opened, run_name(run), checkpoint=checkpoint, root=session.root)
     wanted = into.state_dict().keys()
     # A network of dmx around a module has the wrapper's names itself, the module alone has not.

@@ -13,12 +13,12 @@ from dmx.config.trust import trust_given
 from dmx.errors import ConfigError
 from dmx.tracking.catalog import find_training
 from dmx.tracking.course import read_course
+from dmx.workflows.by_task import evaluate_by_task, predict_by_task
 from dmx.workflows.evaluate import Evaluated, EvaluateRequest
-from dmx.workflows.evaluate import evaluate as run_evaluation
+from dmx.workflows.evaluate_scores import EvaluatedScores
 from dmx.workflows.finetune import FinetuneRequest
 from dmx.workflows.finetune import finetune as run_finetuning
 from dmx.workflows.predict import Predicted, PredictRequest
-from dmx.workflows.predict import predict as run_prediction
 from dmx.workflows.resume import Extension
 from dmx.workflows.resume import resume as run_on
 from dmx.workflows.session import Session
@@ -148,12 +148,15 @@ def predict(
     overwrite: bool = False,
     store: Store = None,
 ) -> Predicted:
-    """Predict scans with a run's network and write label maps on their own grids, as a run; ``dmx predict``.
+    """Predict scans or images with a run's network, as a run; ``dmx predict``.
+
+    A segmentation network writes label maps on the scans' own grids, one that scores whole images or volumes a table.
 
     Args:
         run: The run whose network it is, as for ``load_model``.
-        inputs: A manifest, or NIfTI files: one per channel in the network's order, or one per case for one channel.
-        output: Folder for what is predicted.
+        inputs: A manifest, or NIfTI files: one per channel in the network's order, or one per case for one channel. For
+            images: a list (``.stim.csv``, ``.csv``), a folder, or image files.
+        output: Folder for label maps, or a file ``.csv`` for scores.
         checkpoint: As for ``load_model``.
         split: Only cases of this split of the manifest.
         probabilities: Also write a probability map per class.
@@ -184,7 +187,7 @@ def predict(
         name=name,
         overwrite=overwrite,
     )
-    return run_prediction(request, Session(root=root))
+    return predict_by_task(request, Session(root=root))
 
 
 def evaluate(
@@ -199,12 +202,12 @@ def evaluate(
     device: str = "auto",
     name: str | None = None,
     store: Store = None,
-) -> Evaluated:
-    """Score a run's network on cases whose truth is known, as a run; ``dmx evaluate``.
+) -> Evaluated | EvaluatedScores:
+    """Score a run's network on cases or images whose truth is known, as a run; ``dmx evaluate``.
 
     Args:
         run: The run whose network it is, as for ``load_model``.
-        cohort: Manifest; ``None``: that of the run.
+        cohort: Manifest, or list or folder of images; ``None``: that of the run.
         checkpoint: As for ``load_model``.
         split: Split to score; ``None``: evaluation, else validation, else cases without one.
         tolerance_mm: Tolerance of the normalized surface Dice.
@@ -215,7 +218,8 @@ def evaluate(
         store: Run store, as for ``load_model``.
 
     Returns:
-        The run, ``rows`` per case and ``summary`` with intervals over subjects.
+        The run, ``rows`` per case and ``summary`` with intervals over subjects; of whole images and volumes also
+        ``scores``, what all together are worth.
 
     Raises:
         DmxError: Something that can be mended, in one sentence.
@@ -233,7 +237,7 @@ def evaluate(
         uri=uri,
         name=name,
     )
-    return run_evaluation(request, Session(root=root))
+    return evaluate_by_task(request, Session(root=root))
 
 
 def _prediction(settings: Settings | None) -> PredictionSection | None:

@@ -22,7 +22,7 @@ from dmx.transfer.layout import sketch_tensors
 from dmx.transfer.planning import plan_transfer as plan
 from dmx.workflows.options import transfer_options
 from dmx.workflows.sources import run_source
-from dmx.workflows.trained import open_trained, stored_checkpoint
+from dmx.workflows.trained import contract_of, open_network, stored_checkpoint
 from dmx.workflows.weights_file import open_weights_file, sketch_state
 
 Source = nn.Module | str | Path | Mapping[str, Tensor]
@@ -156,15 +156,13 @@ class _Opener:
         stored = stored_checkpoint(store, run, checkpoint=self.checkpoint, root=session.root)
         manifest = stored.content.manifest
         if ":" not in manifest["model"]["name"]:
-            trained = open_trained(store, run, checkpoint=self.checkpoint, root=session.root)
+            trained = open_network(store, run, checkpoint=self.checkpoint, root=session.root)
             opened = run_source(name, trained)
             return opened.sketch, opened.reader
         # Names and shapes are enough: no code of the run's maker is needed to build the network.
         file = stored.folder / (AVERAGE if AVERAGE in manifest["files"] else MODEL)
-        contract = manifest["contract"]
-        sketch = sketch_tensors(
-            read_header(file), name=name, channels=contract["channels"], classes=contract["classes"]
-        )
+        contract = contract_of(manifest)
+        sketch = sketch_tensors(read_header(file), name=name, channels=contract.channels, classes=contract.outputs)
         return sketch, WeightsFile(file)
 
 
