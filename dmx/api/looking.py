@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -18,6 +16,7 @@ from dmx.evaluation.ablation import ablated as channels_off
 from dmx.evaluation.activations import read_activations
 from dmx.evaluation.layer_masks import read_masks
 from dmx.evaluation.layer_outputs import Layers, Pooling, layer_outputs
+from dmx.evaluation.probe import Features
 from dmx.model.alexnet import ALIASES, AlexNet
 from dmx.model.groups import named_kernels
 from dmx.model.image_network import ImageNetwork
@@ -34,7 +33,6 @@ from dmx.workflows.probe import probe as run_probe
 from dmx.workflows.session import Session
 
 Paths = str | Path | Sequence[str | Path]
-Values = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +49,7 @@ class Activations:
     file: Path
     shapes: Mapping[str, tuple[int, ...]]
 
-    def read(self) -> Values:
+    def read(self) -> Features:
         """Return the values by layer, float32 [cases, channels, …]."""
         return read_activations(self.file)
 
@@ -59,7 +57,7 @@ class Activations:
 @overload
 def activations(
     source: nn.Module, data: Iterable[Any], *, layers: str | Path | Layers, pool: Pooling | None = None
-) -> Values: ...
+) -> Features: ...
 
 
 @overload
@@ -92,7 +90,7 @@ def activations(  # what the command takes
     name: str | None = None,
     overwrite: bool = False,
     store: str | Path | None = None,
-) -> Values | Activations:
+) -> Features | Activations:
     """Return what layers of a module give for batches; or write it for a run's network and cases, as a run.
 
     Args:
@@ -142,7 +140,7 @@ def activations(  # what the command takes
     return Activations(run=done.run, file=done.file.path, shapes=done.file.shapes)
 
 
-def _of_module(module: nn.Module, data: Iterable[Any], layers: Layers, pool: Pooling | None) -> Values:
+def _of_module(module: nn.Module, data: Iterable[Any], layers: Layers, pool: Pooling | None) -> Features:
     parts: dict[str, list[Tensor]] = {}
     for outputs in layer_outputs(_network(module), (_patches(batch) for batch in data), layers, pool=pool):
         for layer, values in outputs.items():

@@ -9,17 +9,20 @@ from rich.text import Text
 
 from dmx.cli.console import out
 from dmx.cli.ui import StoreAddress
+from dmx.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dmx.model.show import LayerReport, ModelReport
     from dmx.workflows.import_run import ImportedModel
+    from dmx.workflows.model import NamedLayer
 
 app = typer.Typer(help="Look at a network, or bring in one that another tool has trained.", no_args_is_help=True)
 importers = typer.Typer(help="Make a run of a network that another tool has trained.", no_args_is_help=True)
 app.add_typer(importers, name="import")
 
+_EXPERIMENTS = (".yaml", ".yml")
 _UNITS = ("", " k", " M", " G", " T")
 
 
@@ -142,26 +145,58 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 @app.command()
 def show(
-    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="YAML file of the experiment.")],
+    network: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT_OR_RUN", help="YAML file of an experiment, or a run that has trained.")
+    ],
     segment: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Segment size in voxels on each axis; else that of the training.")
+        int | None,
+        typer.Option(min=1, max=4096, help="Segment size in voxels on each axis; else that of the training."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Segments per pass, for the memory; else as in training.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting. May be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the experiment. May be repeated."),
     ] = None,
+    store: StoreAddress = None,
 ) -> None:
     """Show layers, receptive fields, parameters, multiply-adds and memory of a network."""
     from dmx.config.load import load_experiment
     from dmx.geometry import triple
-    from dmx.workflows.model import describe_experiment
+    from dmx.model.show import ModelReport
+    from dmx.tracking.location import project_root
+    from dmx.workflows.model import describe_experiment, describe_run
 
-    resolved = load_experiment(experiment, overrides or ())
-    report = describe_experiment(resolved, segment=triple(segment) if segment else None, batch_size=batch_size)
-    out.print(_layer_table(report.layers))
-    out.print(_summary(report))
+    size = triple(segment) if segment else None
+    report: ModelReport | tuple[NamedLayer, ...]
+    if network.endswith(_EXPERIMENTS) or Path(network).is_file():
+        resolved = load_experiment(Path(network), overrides or ())
+        report = describe_experiment(resolved, segment=size, batch_size=batch_size)
+    elif overrides:
+        raise ConfigError("--set changes an experiment; a run's network is as it was trained.")
+    else:
+        root = project_root(Path.cwd())
+        report = describe_run(network, segment=size, batch_size=batch_size, uri=store, root=root)
+    if isinstance(report, ModelReport):
+        out.print(_layer_table(report.layers))
+        out.print(_summary(report))
+    else:
+        out.print(_name_table(report))
+
+
+def _name_table(layers: "Sequence[NamedLayer]") -> Table:
+    """Return one row per layer of a network that scores whole images or volumes."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    table.add_column("layer", overflow="fold")
+    table.add_column("also")
+    table.add_column("parameters", justify="right")
+    for layer in layers:
+        name = Text(layer.name)
+        if layer.is_head:
+            name.append(" (head)", style="bold")
+        table.add_row(name, Text(", ".join(layer.short_names)), f"{layer.parameters:,}")
+    return table
 
 
 def _layer_table(layers: "Sequence[LayerReport]") -> Table:

@@ -83,6 +83,9 @@ class ActivationWriter:
     Args:
         path: Where to; must end with ``.act.h5``.
         names: Name of each stimulus, in the order in which they come.
+
+    Raises:
+        ConfigError: The name is wrong, the folder cannot be written, or h5py is missing.
     """
 
     def __init__(self, path: Path, *, names: Sequence[str]) -> None:
@@ -92,8 +95,12 @@ class ActivationWriter:
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._done = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: h5py.File = _h5py().File(self._temporary, "w", libver=_FORMAT)
+        hdf5 = _h5py()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: h5py.File = hdf5.File(self._temporary, "w", libver=_FORMAT)
+        except OSError as error:
+            raise ConfigError(f"The activations '{path}' cannot be written: {error.strerror or error}.") from error
 
     def __enter__(self) -> "ActivationWriter":
         return self

@@ -168,9 +168,7 @@ def _log(
     """Keep tables, scores and figures."""
     for name, scored in tables.items():
         run.log_text(f"ablation/{name}.csv", cases_csv(scored.rows))
-        figure = scorer.figure(scored)
-        if figure is not None:
-            run.log_figure(f"figures/dice_{name}.png", figure)
+        scorer.log_figure(run, scored, name=name)
         # dice, of all classes, and dice/<class>
         prefix = "ablation" if name == "ablated" else name
         means = {f"{prefix}/{key.removesuffix('/mean')}": mean for key, mean in scored.means.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -21,9 +21,6 @@ from dmx.workflows.score_inputs import ScoreInputs
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, TrainedNetwork
 from dmx.workflows.volumes import CasePredictor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _METRICS = ("dice", "sensitivity", "precision")
 # What is counted is no score.
@@ -79,8 +76,8 @@ class Scorer(Protocol):
         """Compare two scores of the same cases."""
         ...
 
-    def figure(self, scored: Scored) -> "Figure | None":
-        """Draw the scores of the cases."""
+    def log_figure(self, run: ActiveRun, scored: Scored, *, name: str) -> None:
+        """Draw the scores of the cases, where there is something to see."""
         ...
 
 
@@ -123,9 +120,9 @@ class LabelMapScorer:
             for key in self._keys()
         }
 
-    def figure(self, scored: Scored) -> "Figure":
+    def log_figure(self, run: ActiveRun, scored: Scored, *, name: str) -> None:
         """Draw the Dice of each case."""
-        return dice_figure(scored.rows, self.trained.contract.classes)
+        run.log_figure(f"figures/dice_{name}.png", dice_figure(scored.rows, self.trained.contract.classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,5 +180,5 @@ class WholeScorer:
             )
         return changes
 
-    def figure(self, scored: Scored) -> None:
+    def log_figure(self, run: ActiveRun, scored: Scored, *, name: str) -> None:
         """Draw nothing: the table of cases says it."""

@@ -64,6 +64,12 @@ def test_looking_into_a_trained_network(project: Path, manifest: Path) -> None:
     cases = tuple(replace(case, label=number % 2) for number, case in enumerate(cohort.cases))
     write_manifest(replace(cohort, cases=cases, label_classes=("a", "b")), manifest)
     train(settings(manifest, training={"epochs": 1}, validation=QUICK), session(project), name="first")
+    shown = dmx("model", "show", "balls/first")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.index("block_1") < shown.output.index("subsampled_1") < shown.output.index("head")
+    assert "parameters" in shown.output
+    refused = dmx("model", "show", "balls/first", "--set", "model.fc.widths=[3]")
+    assert "a run's network is as it was trained" in str(refused.exception)
     (project / "some.dmask.csv").write_text("normal.block_1=chn\n1,3\nhead=\n")
     wrote = dmx("activations", "balls/first", "cohort.csv", "-o", "a.act.h5", "--dmask", "some.dmask.csv")
     assert wrote.exit_code == 0, wrote.output

@@ -3,6 +3,7 @@
 import csv
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -214,3 +215,24 @@ def test_a_probe_reads_numbers_and_leaves_out_cases_that_have_none(place: Place)
         probe(replace(request, target="aeg"), session(place.root))
     with pytest.raises(ConfigError, match="folds must be from 2 to the number of groups, 5, got 9"):
         probe(replace(request, folds=9), session(place.root))
+
+
+def test_what_is_not_installed_is_said_before_there_is_a_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(open_store(root=place.root).list_runs())
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    file = place.root / "d.act.h5"
+    with pytest.raises(ConfigError, match=r"need h5py, which is not installed\. Run: pip install 'dmx\[inside\]'"):
+        activations(ActivationsRequest(run=place.run, layers=["head"], output=file), session(place.root))
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
+    with pytest.raises(ConfigError, match=r"needs scikit-learn, which is not installed\."):
+        probe(ProbeRequest(run=place.run, layers=["head"]), session(place.root))
+    assert len(open_store(root=place.root).list_runs()) == before
+
+
+def test_a_file_that_cannot_be_written_is_said_before_there_is_a_run(place: Place) -> None:
+    (place.root / "taken").write_text("no folder")
+    request = ActivationsRequest(run=place.run, layers=["head"], output=place.root / "taken/e.act.h5")
+    before = len(open_store(root=place.root).list_runs())
+    with pytest.raises(ConfigError, match="cannot be written"):
+        activations(request, session(place.root))
+    assert len(open_store(root=place.root).list_runs()) == before

@@ -21,6 +21,7 @@ from dmx.workflows.ablate import AblateRequest, ablate
 from dmx.workflows.activations import ActivationsRequest, activations
 from dmx.workflows.evaluate import EvaluateRequest
 from dmx.workflows.evaluate_scores import evaluate_scores
+from dmx.workflows.model import describe_run
 from dmx.workflows.probe import ProbeRequest, probe
 from dmx.workflows.train import train
 from dmx.workflows.trained import open_network
@@ -116,6 +117,14 @@ def test_what_does_not_fit_images_is_said(root: Path) -> None:
     with pytest.raises(CohortError, match="were in the training"):
         ablate(AblateRequest(run="gray/first", layer="head", split="training"), session(root))
     assert not list(root.glob("c.act.h5"))
+
+
+def test_names_of_layers_are_listed(root: Path) -> None:
+    layers = describe_run("gray/first", uri=None, root=root)
+    assert isinstance(layers, tuple)
+    assert [layer.name for layer in layers] == ["features.0", "features.1", "features.4", "head.1"]
+    assert [layer.is_head for layer in layers] == [False, False, False, True]
+    assert layers[0].parameters == 6 * 3 * 9 + 6
 
 
 def test_volumes_that_are_scored_whole(root: Path) -> None:
