@@ -40,6 +40,19 @@ class History:
         }
 
 
+def course_figures(history: History, *, label: str) -> "dict[str, Figure]":
+    """Return all three by name; that of the scores only where something was scored.
+
+    Args:
+        history: Course of the training.
+        label: What the score is.
+    """
+    figures = {"epoch_loss": epoch_loss_figure(history), "step_loss": step_loss_figure(history)}
+    if any(value is not None for value in (*history.score_train, *history.score_validation)):
+        figures["scores"] = scores_figure(history, label=label)
+    return figures
+
+
 def epoch_loss_figure(history: History) -> "Figure":
     """Show the mean loss of each epoch; epochs count from 1."""
     return _figure({"": history.epoch_loss}, label="loss")

@@ -1,11 +1,10 @@
 """The three plots of a training: loss of each epoch, loss of each step, scores."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dmx.errors import ConfigError
 from dmx.evaluation.figures import figure_png
-from dmx.evaluation.history import History, epoch_loss_figure, scores_figure, step_loss_figure
+from dmx.evaluation.history import History, course_figures
 from dmx.tracking.catalog import find_training
 from dmx.tracking.course import course, read_course
 from dmx.tracking.history import History as Table
@@ -14,18 +13,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun
 from dmx.workflows.session import Session
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _LABELS = {"segmentation": "Dice", "classification": "accuracy", "regression": "R²"}
-
-
-def course_figures(history: History, *, task: str) -> "dict[str, Figure]":
-    """Return the plots by name; that of scores only where something was scored."""
-    figures = {"epoch_loss": epoch_loss_figure(history), "step_loss": step_loss_figure(history)}
-    if any(value is not None for value in (*history.score_train, *history.score_validation)):
-        figures["scores"] = scores_figure(history, label=_LABELS.get(task, "score"))
-    return figures
 
 
 def log_course(run: ActiveRun, *, task: str) -> None:
@@ -35,7 +23,9 @@ def log_course(run: ActiveRun, *, task: str) -> None:
             as_numbers(Table(run.files / "history" / f"{name}.csv").rows()) for name in ("epochs", "steps")
         )
         if epochs:
-            for name, figure in course_figures(History(**course(epochs, steps, task=task)), task=task).items():
+            for name, figure in course_figures(
+                History(**course(epochs, steps, task=task)), label=_LABELS[task]
+            ).items():
                 run.log_figure(f"figures/{name}.png", figure)
 
 
@@ -52,7 +42,7 @@ def write_course(run: str, folder: Path, session: Session, *, uri: str | None = 
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in course_figures(history, task=info.tags.get("dmx.task", "segmentation")).items():
+        for name, figure in course_figures(history, label=_LABELS[info.tags.get("dmx.task", "segmentation")]).items():
             written.append(folder / f"{name}.png")
             written[-1].write_bytes(figure_png(figure))
     except OSError as error:

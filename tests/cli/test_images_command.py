@@ -1,0 +1,83 @@
+"""Images through the command line: the whole way once, and one sentence for each kind of bad input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from dmx.cli.main import app
+from dmx.cohort.image import write_image
+from dmx.errors import DmxError
+from tests.workflows.tiny_images import make_images, raw_settings
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def experiment(project: Path, source: Path | str, **sections: object) -> str:
+    path = project / "images.yaml"
+    path.write_text(yaml.safe_dump(raw_settings(source, **sections)))
+    return str(path)
+
+
+def test_from_a_list_of_images_to_plots_and_scores(project: Path) -> None:
+    settings = experiment(project, make_images(project))
+    trained = run("train", settings)
+    assert trained.exit_code == 0, trained.output
+    assert "val accuracy" in trained.output
+    predicted = run(
+        "predict", "--from-run", "gray/last", str(project / "gray.csv"), "-o", "t.csv", "--split", "evaluation"
+    )
+    assert predicted.exit_code == 0, predicted.output
+    scored = run("evaluate", "--from-run", "gray/last")
+    assert scored.exit_code == 0, scored.output
+    assert "balanced accuracy" in scored.output
+    plotted = run("runs", "plot", "gray/last", "-o", "plots")
+    assert plotted.exit_code == 0, plotted.output
+    assert {path.name for path in Path("plots").iterdir()} == {"epoch_loss.png", "step_loss.png", "scores.png"}
+    shown = run("config", "show", settings, "--changed")
+    assert "classification" in shown.output
+    assert yaml.safe_load(shown.output)["stimuli"]["source"] == str(project / "gray.csv")
+
+
+def stim(project: Path, *rows: str, head: str = "type=image\npath=pictures\n", data: str = "stimID,label") -> Path:
+    file = project / "x.stim.csv"
+    file.write_text(head + f"data={data}\n" + "".join(f"{row}\n" for row in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "sentence"),
+    [
+        (("a.png,0", "none.png,1"), {}, r"x\.stim\.csv', row 5: there is no image '.*none\.png'"),
+        (("a.png,0", "cut.jpg,1"), {}, r"x\.stim\.csv', row 5: .*cut\.jpg"),
+        (("a.png,0", "b.png,cat"), {}, r"x\.stim\.csv', row 5: label must be an integer"),
+        (("a.png,0,1", "b.png,1,1"), {"data": "stimID,label,label"}, r"row 3: names the column 'label' twice"),
+        (("a.png,0", "b.png,1"), {"head": "type=sound\npath=pictures\n"}, r"row 1: type must be image, got 'sound'"),
+        (("a.png,0", "b.png,1"), {"head": "type=video\npath=pictures\n"}, r"row 1: type=video is not supported"),
+        (("a.png,0", "b.png,0"), {}, "at least two classes"),
+    ],
+)
+def test_bad_stimuli_are_one_sentence_with_file_and_row(
+    project: Path, rows: tuple[str, ...], given: dict[str, str], sentence: str
+) -> None:
+    for name in ("a.png", "b.png", "cut.jpg"):
+        write_image(project / "pictures" / name.replace(".jpg", ".png"), np.full((30, 30, 3), 90, dtype=np.uint8))
+    (project / "pictures/cut.jpg").write_bytes((project / "pictures/cut.png").read_bytes()[:60])
+    result = run("train", experiment(project, stim(project, *rows, **given)))
+    assert isinstance(result.exception, DmxError)
+    with pytest.raises(DmxError, match=sentence):
+        raise result.exception
+    assert "\n" not in str(result.exception)
+
+
+def test_a_class_without_images_is_named(project: Path) -> None:
+    (project / "folder/training/cat").mkdir(parents=True)
+    (project / "folder/training/dog").mkdir()
+    write_image(project / "folder/training/cat/a.png", np.zeros((30, 30, 3), dtype=np.uint8))
+    result = run("train", experiment(project, project / "folder"))
+    assert isinstance(result.exception, DmxError)
+    assert "dog" in str(result.exception)
