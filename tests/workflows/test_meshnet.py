@@ -138,7 +138,7 @@ def test_a_scan_in_other_axes_is_segmented_as_by_hand(project: Path) -> None:
 
 def test_a_new_head_trains_and_all_else_stays_bit_for_bit(project: Path) -> None:
     receive()
-    rows = ["# cohort: parts", "# classes: background, bright", "case,subject,channel_MRI,label_map,roi,split"]
+    rows = ["# cohort: parts", "# classes: background, bright", "case,subject,channel_t1,label_map,roi,split"]
     for index, start in enumerate(((96, 100, 96), (100, 60, 60), (120, 110, 120))):
         scan = crop(project, size=24, start=start, name=f"part_{index}")
         volume = read_volume(scan)
@@ -167,6 +167,7 @@ def test_a_new_head_trains_and_all_else_stays_bit_for_bit(project: Path) -> None
 SMALL = (
     "cohort.manifest=../../parts.csv",
     "cohort.classes=[background, bright]",
+    "cohort.labels={}",
     "sampling.segment=12",
     "sampling.workers=0",
     "training.steps_per_epoch=3",
