@@ -63,7 +63,7 @@ class DrawnOrder:
         self._drawn = len(ids) if steps_per_epoch is None else steps_per_epoch * self._per_step
         if (rest := self._drawn % self._per_step) and rest < accumulate:
             raise ConfigError(
-                f"{self._drawn} training images leave {rest} for the last step of an epoch, which training.accumulate "
+                f"{self._drawn} training cases leave {rest} for the last step of an epoch, which training.accumulate "
                 f"divides into {accumulate} batches. Choose another batch_size, or set training.steps_per_epoch."
             )
 
@@ -122,23 +122,23 @@ class DrawnOrder:
 
 def _require_targets(target: Tensor, ids: Sequence[str]) -> None:
     if not ids:
-        raise CohortError("There are no images to train with.")
+        raise CohortError("There is nothing to train with.")
     known = ~target.isnan().any(dim=1) if target.is_floating_point() else target >= 0
     if not bool(known.all()):
         missing = ids[int((~known).nonzero()[0])]
         what = "number to predict" if target.is_floating_point() else "label"
-        raise CohortError(f"Image '{missing}' has no {what}, so it cannot be trained with.")
+        raise CohortError(f"'{missing}' has no {what}, so it cannot be trained with.")
 
 
 def _members(target: Tensor, classes: Sequence[str]) -> list[list[int]]:
     """Return the cases of each class."""
     if target.is_floating_point():
-        raise ConfigError("Images can be balanced by class only, and a regression has no classes.")
+        raise ConfigError("Cases can be balanced by class only, and a regression has no classes.")
     members: list[list[int]] = [[] for _ in range(max(len(classes), int(target.max()) + 1))]
     for index, label in enumerate(target.tolist()):
         members[label].append(index)
     for label, found in enumerate(members):
         if not found:
             name = classes[label] if label < len(classes) else str(label)
-            raise CohortError(f"Class '{name}' has no images to train with, so classes cannot come equally often.")
+            raise CohortError(f"Class '{name}' has no cases to train with, so classes cannot come equally often.")
     return members

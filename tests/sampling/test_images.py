@@ -106,7 +106,7 @@ def test_batches_of_a_smaller_last_step_share_its_images() -> None:
     assert [len(batch.cases) for batch in batches] == [2, 2, 2, 2, 1, 2]
     assert names(batches) == names(epoch_of(make_sampler()))
     assert [sampler.following(key) for key in [(0, 0, 0), (0, 0, 1), (0, 2, 1)]] == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    with pytest.raises(ConfigError, match="11 training images leave 1 for the last step"):
+    with pytest.raises(ConfigError, match="11 training cases leave 1 for the last step"):
         make_sampler(batch_size=1, accumulate=2)
     for step, part in ((3, 0), (0, 2), (-1, 0)):
         with pytest.raises(ValueError, match="step and part must be below 3 and 2"):
@@ -132,15 +132,15 @@ def test_what_cannot_be_drawn_from_is_a_sentence() -> None:
     source = make_source()
     unknown = source.target.clone()
     unknown[7] = -1
-    with pytest.raises(CohortError, match="Image 'i7' has no label, so it cannot be trained with"):
+    with pytest.raises(CohortError, match="'i7' has no label, so it cannot be trained with"):
         make_sampler(source=replace(source, target=unknown))
     numbers = torch.ones(11, 2)
     numbers[3, 1] = torch.nan
     with pytest.raises(CohortError, match="Image 'i3' has no number to predict"):
         make_sampler(source=replace(source, target=numbers))
-    with pytest.raises(CohortError, match="There are no images to train with"):
+    with pytest.raises(CohortError, match="There is nothing to train with"):
         make_sampler(source=ImageSource((), source.packed, (), (), source.target[:0]))
-    with pytest.raises(CohortError, match="Class 'd' has no images to train with, so"):
+    with pytest.raises(CohortError, match="Class 'd' has no cases to train with, so"):
         make_sampler(contract=replace(CONTRACT, classes=("a", "b", "c", "d")), balanced=True)
     with pytest.raises(ConfigError, match="a regression has no classes"):
         make_sampler(source=replace(source, target=torch.ones(11, 1)), balanced=True)
