@@ -23,7 +23,7 @@ app = typer.Typer(help="Find, show and compare runs, and keep their store in ord
 RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 _WHOLE = ("evaluation/accuracy", "evaluation/r2", "val/accuracy", "val/r2")
-_SCORES = ("evaluation/dice", "ablation/dice", "val_volume/dice", "val/dice", *_WHOLE)
+_SCORES = ("evaluation/dice", "ablation/dice", "ablation/accuracy", "val_volume/dice", "val/dice", *_WHOLE)
 _COMPARED = (
     "evaluation/",
     "val_volume/",
