@@ -85,7 +85,8 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
     else:
         data = resolve_volumes(experiment, trains=trains)
         findings = check_volumes(experiment, data, session)
-    require_metric(experiment.checkpoints, validated=bool(data.validation))
+    validated = bool(data.validation) and experiment.validation.every_epochs > 0
+    require_metric(experiment.checkpoints, validated=validated)
     outputs = data.contract.outputs
     network = build_classifier(
         experiment.model,
@@ -98,7 +99,7 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
     freeze = resolve_freezing(experiment, network)
     order = drawn_order(experiment, data) if data.training else None
     settings = FitSettings.of(experiment, outputs if experiment.task == "classification" else (), freeze=freeze)
-    settings = _resolved(settings, order, validated=bool(data.validation))
+    settings = _resolved(settings, order, validated=validated)
     Loss(settings.losses, len(settings.classes))
     return CheckedScoring(
         experiment=experiment,

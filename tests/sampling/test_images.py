@@ -136,7 +136,7 @@ def test_what_cannot_be_drawn_from_is_a_sentence() -> None:
         make_sampler(source=replace(source, target=unknown))
     numbers = torch.ones(11, 2)
     numbers[3, 1] = torch.nan
-    with pytest.raises(CohortError, match="Image 'i3' has no number to predict"):
+    with pytest.raises(CohortError, match="'i3' has no number to predict"):
         make_sampler(source=replace(source, target=numbers))
     with pytest.raises(CohortError, match="There is nothing to train with"):
         make_sampler(source=ImageSource((), source.packed, (), (), source.target[:0]))

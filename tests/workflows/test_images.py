@@ -168,6 +168,12 @@ def test_what_a_network_cannot_read_or_lose_is_said_before_a_run_exists(project:
     assert open_store(root=project).list_runs(limit=5) == []
 
 
+def test_without_validation_the_training_loss_names_the_best_checkpoint(project: Path, images: Path) -> None:
+    done = train(image_settings(images, validation={"every_epochs": 0}), session(project))
+    assert done.best_metric == "train/mean_loss"
+    assert not any(key.startswith("val/") for key in open_store(root=project).get_run(done.run.id).metrics)
+
+
 def test_class_weights_and_smoothing_change_the_loss(project: Path, images: Path) -> None:
     losses = []
     for section in ({}, {"class_weights": [1.0, 3.0]}, {"label_smoothing": 0.2}):
