@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DMX := $(BIN)/dmx
 DEMO := demo/cohort_a/manifest.csv
+FEW := demo/cohort_b/few.csv
+LESIONS := experiments/lesion_transfer/target.yaml
+SHORT := --set training.epochs=3 --set training.steps_per_epoch=60
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
@@ -20,21 +23,36 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,networks,images,inside,dev]'
+# What the package of nnU-Net's networks requires (timm, torchvision) is not needed for them.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps dynamic-network-architectures
 	@touch $@
 
 setup: $(READY)  ## Make the virtual environment (every target does it when needed)
 
-demo: $(DEMO)  ## Make a cohort, train, predict, evaluate, print the scores (within 5 minutes on two cores)
+# Each call makes runs of its own names, so that it can be repeated.
+demo: NOW := $(shell date +%Y%m%d-%H%M%S)
+demo: $(DEMO) $(FEW)  ## Train on one cohort, carry it to another, print scores and lineage (within 5 minutes on two cores)
 	$(DMX) train experiments/demo/stroke.yaml
 	$(DMX) predict --from-run demo/last $(DEMO) --split evaluation -o demo/predictions --overwrite
 	$(DMX) evaluate --from-run demo/last
 	@echo
+	@echo "Now tumors, on other channels, from 4 cases: from scratch, and with what was learned on strokes."
+	$(DMX) train $(LESIONS) $(SHORT) --name scratch-$(NOW)
+	$(DMX) train $(LESIONS) $(SHORT) --name transfer-$(NOW) --set transfer.sources.stroke.run=demo/last
+	$(DMX) evaluate --from-run lesion-transfer/scratch-$(NOW)
+	$(DMX) evaluate --from-run lesion-transfer/transfer-$(NOW)
+	$(DMX) runs compare lesion-transfer/scratch-$(NOW) lesion-transfer/transfer-$(NOW)
+	$(DMX) runs lineage lesion-transfer/transfer-$(NOW)
+	@echo
 	@echo "Label maps: demo/predictions/. To look at the runs in MLflow: make ui"
 
-# The manifest is written last: where it is, the cohort is complete.
+# A manifest is written last: where it is, the cohort is complete.
 $(DEMO): | $(READY)
 	$(DMX) cohort make A -o demo/cohort_a --processes 2
+
+$(FEW): | $(READY)
+	$(DMX) cohort make B -o demo/cohort_b --cases 16 --processes 2
+	$(DMX) cohort split demo/cohort_b/manifest.csv -o $@ --training 0.25 --evaluation 0.75
 
 test: $(READY)  ## Run the tests (a few minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
