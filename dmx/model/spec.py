@@ -218,8 +218,6 @@ def resolve(section: ModelSection, *, num_channels: int, num_classes: int) -> Ne
         fields = ("widths", "kernels", "residual", "padding", "dropout", "low_rank")
         own = {field: getattr(given, field) for field in fields if getattr(given, field) is not None}
         factor = triple(given.factor)
-        if min(factor) < 1:
-            raise ModelError(f"{name}.factor must be at least 1 on each axis, got {_text(given.factor)}.")
         pathway = replace(section.normal, **own)
         subsampled.append(_parallel(name, pathway, factor=factor, num_channels=num_channels))
     parallel = (normal, *subsampled)

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import socket
 from pathlib import Path
-from urllib.parse import quote, urlparse
+from urllib.parse import quote, urlparse, urlsplit
 
 from dmx.errors import RunError
 from dmx.tracking.embedded import database_path
 
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PATIENCE_S = 10.0
 _VIEW = "workflowType=machine_learning&viewStateShareKey=dmx"
 # A password ends at the last @ of its word: one that was not escaped can hold others.
 _PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s'\"<>]*)@")
@@ -47,6 +50,25 @@ def resolve_uri(uri: str | None, root: Path) -> str:
 def is_server(uri: str) -> bool:
     """Tell whether the address is one of an MLflow server."""
     return uri.startswith(("http://", "https://"))
+
+
+def answers(uri: str) -> bool:
+    """Tell whether somebody listens where a database's address points; True for other addresses, which are not tried.
+
+    MLflow itself tries a database ten times, for more than a minute, before it says that there is none.
+    """
+    port = _PORTS.get(uri.partition("://")[0].partition("+")[0])
+    try:
+        parts = urlsplit(uri)
+        if port is None or not parts.hostname:
+            return True
+        with socket.create_connection((parts.hostname, parts.port or port), timeout=_PATIENCE_S):
+            return True
+    except ValueError:
+        # A port that is no number: what reads the address says so.
+        return True
+    except OSError:
+        return False
 
 
 def mask(text: str) -> str:

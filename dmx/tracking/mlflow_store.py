@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dmx.errors import RunError
 from dmx.tracking.embedded import database_path, opening
 from dmx.tracking.folder import OUTGOING
-from dmx.tracking.location import artifact_location, check_route, is_server, project_root, resolve_uri
+from dmx.tracking.location import answers, artifact_location, check_route, is_server, project_root, resolve_uri
 from dmx.tracking.mlflow_reader import MlflowReader
 from dmx.tracking.sentences import one_sentence
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status, StoreSilentError
@@ -104,6 +104,8 @@ class MlflowStore(MlflowReader):
 
     @one_sentence
     def _connect(self, database: Path | None) -> "MlflowClient":
+        if not answers(self._uri):
+            raise StoreSilentError(f"The run store {self.uri} does not answer.")
         with nullcontext() if database is None else opening(database):
             client = _client(self._uri)
             client.search_experiments(max_results=1)

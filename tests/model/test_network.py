@@ -412,7 +412,6 @@ NORMAL = PathwaySection(widths=(4, 4, 4, 4))
         ({"normal": replace(NORMAL, low_rank=(5,))}, ["normal.low_rank", "1 to 4", "got 5"]),
         ({"normal": replace(NORMAL, padding=("zero",))}, ["normal.padding", "4 layers", "got 1"]),
         ({"normal": replace(NORMAL, dropout=(0.1, 0.1))}, ["normal.dropout", "4 layers", "got 2"]),
-        ({"normal": NORMAL, "subsampled": (SubsampledSection(factor=0),)}, ["subsampled_1.factor", "at least 1"]),
         ({"normal": NORMAL, "subsampled": (SubsampledSection(dropout=1.0),)}, ["subsampled_1.dropout", "below 1"]),
         ({"normal": NORMAL, "subsampled": (SubsampledSection(residual=(9,)),)}, ["subsampled_1.residual", "2 to 4"]),
         ({"fc": FCSection(widths=(4,), residual=(3,))}, ["fc.residual", "2 to 2", "got 3"]),

@@ -108,7 +108,7 @@ def test_the_experiment_has_the_last_word() -> None:
 
 
 def test_settings_that_cannot_be_met() -> None:
-    with pytest.raises(ConfigError, match=r"crop must be at most preprocess.resize, got \[224, 224\] and \[100, 100\]"):
+    with pytest.raises(ConfigError, match=r"crop must be at most image_preprocess.resize, got \[224, 224\] and"):
         resolve_image_contract(ImagePreprocessSection(resize=100))
     with pytest.raises(ConfigError, match="scaled by shorter_side or exact, as RGB or BGR, got longest, RGB"):
         ImageContract(rule="longest")  # type: ignore[arg-type]

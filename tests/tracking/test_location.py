@@ -1,4 +1,5 @@
 import json
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs
@@ -8,6 +9,7 @@ import pytest
 from dmx.errors import RunError
 from dmx.tracking import embedded
 from dmx.tracking.location import (
+    answers,
     artifact_location,
     check_route,
     compare_link,
@@ -107,3 +109,14 @@ def test_network_file_systems_are_told_apart(monkeypatch: pytest.MonkeyPatch, ki
     assert embedded.on_network(Path("/data/project/mlruns")) is network
     monkeypatch.setattr("psutil.disk_partitions", lambda **_: [])
     assert not embedded.on_network(Path("/data"))
+
+
+def test_a_database_that_nobody_serves_is_known_before_it_is_opened() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"postgresql+psycopg2://anna:secret@127.0.0.1:{server.getsockname()[1]}/mlflow"
+        assert not answers(address)
+        server.listen()
+        assert answers(address)
+    assert answers("postgresql:///mlflow")
+    assert answers("sqlite:///mlflow.db")
