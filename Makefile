@@ -7,7 +7,7 @@ DMX := $(BIN)/dmx
 DEMO := demo/cohort_a/manifest.csv
 FEW := demo/cohort_b/few.csv
 LESIONS := experiments/lesion_transfer/target.yaml
-SHORT := --set training.epochs=3 --set training.steps_per_epoch=40
+SHORT := --set training.epochs=3 --set training.steps_per_epoch=50
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
