@@ -9,7 +9,7 @@ from dmx.evaluation.paired import paired_difference
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.scores import paired_scores
 
-WAYS = ("scratch", "transfer", "frozen-pathways", "only-head")
+WAYS = ("scratch", "transfer", "frozen-pathways")
 CHOICES = (1, 2, 3)
 METRICS = ("dice/mean", "dice/Anterior", "dice/Posterior")
 
