@@ -7,7 +7,7 @@ DMX := $(BIN)/dmx
 DEMO := demo/cohort_a/manifest.csv
 FEW := demo/cohort_b/few.csv
 LESIONS := experiments/lesion_transfer/target.yaml
-SHORT := --set training.epochs=3 --set training.steps_per_epoch=50
+SHORT := --set training.epochs=3 --set training.steps_per_epoch=40
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ setup: $(READY)  ## Make the virtual environment (every target does it when need
 
 # Each call makes runs of its own names, so that it can be repeated.
 demo: NOW := $(shell date +%Y%m%d-%H%M%S)
-demo: $(DEMO) $(FEW)  ## Train on one cohort, carry it to another, print scores and lineage (within 5 minutes on two cores)
+demo: $(DEMO) $(FEW)  ## Train on one cohort, carry it to another, print scores and lineage (about 5 minutes on two cores)
 	$(DMX) train experiments/demo/stroke.yaml
 	$(DMX) predict --from-run demo/last $(DEMO) --split evaluation -o demo/predictions --overwrite
 	$(DMX) evaluate --from-run demo/last
