@@ -25,6 +25,19 @@ app.add_typer(importers, name="import")
 _EXPERIMENTS = (".yaml", ".yml")
 _UNITS = ("", " k", " M", " G", " T")
 
+# What the importers of all tools take.
+ChannelNames = Annotated[
+    str | None, typer.Option("--channels", metavar="NAMES", help="Channels in the order of the network: flair,t1c")
+]
+ClassNames = Annotated[
+    str | None, typer.Option("--classes", metavar="NAMES", help="Classes by label: background,lesion")
+]
+ImportChanges = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change preprocess, prediction or name. May be repeated."),
+]
+ImportName = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
+
 
 @importers.command()
 def deepmedic(
@@ -36,17 +49,10 @@ def deepmedic(
         Path | None,
         typer.Option("--train-config", metavar="FILE", help="Its training configuration, for how intensities went in."),
     ] = None,
-    channels: Annotated[
-        str | None, typer.Option("--channels", metavar="NAMES", help="Channels in DeepMedic's order: flair,t1c")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option("--classes", metavar="NAMES", help="Classes by label: background,lesion")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change preprocess, prediction or name. May be repeated."),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    channels: ChannelNames = None,
+    classes: ClassNames = None,
+    overrides: ImportChanges = None,
+    name: ImportName = None,
     store: StoreAddress = None,
 ) -> None:
     """Bring in a network of DeepMedic v0.8: it predicts what it predicted there."""
@@ -91,17 +97,10 @@ def nnunet(
     configuration: Annotated[
         str | None, typer.Option("--configuration", metavar="NAME", help="3d_fullres; else as the checkpoint says.")
     ] = None,
-    channels: Annotated[
-        str | None, typer.Option("--channels", metavar="NAMES", help="Channels in nnU-Net's order: flair,t1c")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option("--classes", metavar="NAMES", help="Classes by label: background,lesion")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change preprocess, prediction or name. May be repeated."),
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    channels: ChannelNames = None,
+    classes: ClassNames = None,
+    overrides: ImportChanges = None,
+    name: ImportName = None,
     store: StoreAddress = None,
 ) -> None:
     """Bring in a 3D network of nnU-Net v2: it predicts what it predicted there."""
