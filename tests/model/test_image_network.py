@@ -84,7 +84,21 @@ def test_published_weights_load_without_executing_code_and_recognize_a_photograp
 def test_what_images_were_like_follows_from_the_name() -> None:
     assert image_facts("alexnet") is image_facts("some.module:factory") is IMAGENET
     assert image_facts("efficientnet-lite0") is EFFICIENTNET_LITE
+
     assert EFFICIENTNET_LITE.mean[0] * 255 == pytest.approx(127)
+
+
+@pytest.mark.parametrize(("arguments", "share"), [({}, 0.1), ({"batch_norm_momentum": 0.01}, 0.01)])
+def test_statistics_of_efficientnet_follow_new_images_fast_unless_told_otherwise(
+    arguments: dict[str, float], share: float
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    network = build_image_network(ModelSection(name="efficientnet-lite0", arguments=arguments), num_outputs=2)
+
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+    assert norms
+    assert {norm.momentum for norm in norms} == {share}
 
 
 def test_auxiliary_outputs_come_after_the_final_one_in_training_alone() -> None:
@@ -130,6 +144,7 @@ def test_one_patch_is_read_and_the_head_can_be_named() -> None:
         (ModelSection(name="alexnett"), ["'alexnett'", "Did you mean 'alexnet'?"]),
         (ModelSection(name="alexnet", arguments={"dropuot": 0.1}), ["alexnet cannot be built", "dropuot"]),
         (ModelSection(name="efficientnet-lite0", arguments={"width": 2}), ["takes dropout_rate", "'width'"]),
+        (ModelSection(name="efficientnet-lite0", arguments={"batch_norm_momentum": 2}), ["at most 1", "got 2"]),
     ],
 )
 def test_a_wrong_name_or_argument_is_one_sentence(section: ModelSection, words: list[str]) -> None:
