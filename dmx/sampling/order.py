@@ -17,7 +17,8 @@ class DrawnOrder:
     """One endless stream of all cases: a random order of all, another random order of all, and so on.
 
     An epoch is the next part of it: exactly one order of all cases where no number of steps is given, else as many as
-    its steps take, so that all cases come equally often whatever the length of an epoch. A balanced stream gives each
+    its steps take, so that all cases come equally often whatever the length of an epoch. Where a last step would have
+    fewer cases than batches, there is none: these cases come first in the next epoch. A balanced stream gives each
     class in turn, in random order within each round, and goes through the cases of each class in the same way; it
     repeats those of small classes.
 
@@ -35,6 +36,7 @@ class DrawnOrder:
 
     Attributes:
         key: What all draws are derived from.
+        left_over: Cases that an epoch without a number of steps leaves for the next one.
 
     Raises:
         CohortError: There are no cases, or one has no target, or a class has none to balance with.
@@ -60,12 +62,24 @@ class DrawnOrder:
         self._accumulate = accumulate
         self._per_step = batch_size * accumulate
         self._members = _members(target, classes) if balanced else None
-        self._drawn = len(ids) if steps_per_epoch is None else steps_per_epoch * self._per_step
-        if (rest := self._drawn % self._per_step) and rest < accumulate:
+        self.left_over = 0 if steps_per_epoch is not None else self._unshared()
+        self._drawn = len(ids) - self.left_over if steps_per_epoch is None else steps_per_epoch * self._per_step
+
+    def _unshared(self) -> int:
+        """Return how many cases of a pass are too few for the batches of a last step.
+
+        Raises:
+            ConfigError: No step of the epoch has enough.
+        """
+        steps, rest = divmod(self._count, self._per_step)
+        if rest >= self._accumulate:
+            return 0
+        if not steps:
             raise ConfigError(
-                f"{self._drawn} training cases leave {rest} for the last step of an epoch, which training.accumulate "
-                f"divides into {accumulate} batches. Choose another batch_size, or set training.steps_per_epoch."
+                f"training.accumulate must be at most the number of training cases, {self._count}, got "
+                f"{self._accumulate}. Lower it, or set training.steps_per_epoch to draw cases more than once."
             )
+        return rest
 
     def __len__(self) -> int:
         """Return the number of cases."""

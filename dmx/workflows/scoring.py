@@ -183,6 +183,11 @@ def assemble_scoring(
     """
     assert checked.order is not None
     experiment, outputs = checked.experiment, checked.contract.outputs
+    if left := checked.order.left_over:
+        session.report.say(
+            f"{left} of {len(checked.order)} training cases are too few for the {experiment.training.accumulate} batches "
+            "of a last step; each epoch leaves so many for the next one, which begins with them."
+        )
     found = _images(checked, session) if isinstance(checked.data, ImageData) else _volumes(checked, session)
     scores = ScoreValidation(experiment, checked.settings, outputs, held_out=found.held_out, training=found.training)
     fixed = FixedFeatures(

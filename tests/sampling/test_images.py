@@ -106,11 +106,22 @@ def test_batches_of_a_smaller_last_step_share_its_images() -> None:
     assert [len(batch.cases) for batch in batches] == [2, 2, 2, 2, 1, 2]
     assert names(batches) == names(epoch_of(make_sampler()))
     assert [sampler.following(key) for key in [(0, 0, 0), (0, 0, 1), (0, 2, 1)]] == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    with pytest.raises(ConfigError, match="11 training cases leave 1 for the last step"):
-        make_sampler(batch_size=1, accumulate=2)
     for step, part in ((3, 0), (0, 2), (-1, 0)):
         with pytest.raises(ValueError, match="step and part must be below 3 and 2"):
             sampler.batch(0, step, part)
+
+
+def test_images_too_few_for_a_last_step_come_first_in_the_next_epoch() -> None:
+    sampler = make_sampler(batch_size=1, accumulate=4)
+    assert sampler.steps_per_epoch == 2
+    drawn = [names(epoch_of(sampler, epoch, parts=4)) for epoch in range(11)]
+    assert {len(epoch) for epoch in drawn} == {8}
+    stream = [name for epoch in drawn for name in epoch]
+    assert stream[:11] == names(epoch_of(make_sampler()))
+    assert set(Counter(stream).values()) == {8}
+    with pytest.raises(ConfigError, match="must be at most the number of training cases, 11, got 12"):
+        make_sampler(batch_size=1, accumulate=12)
+    assert len(epoch_of(make_sampler(batch_size=1, accumulate=12, steps_per_epoch=1), parts=12)) == 12
 
 
 def test_a_balanced_stream_gives_classes_and_their_images_equally_often() -> None:
