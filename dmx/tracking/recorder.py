@@ -58,6 +58,7 @@ class Recorder:
         self._seconds = sum(float(row.get("time/epoch") or 0.0) for row in self._epochs.rows())
         self._metrics = dict(run.info.metrics)
         self._uploaded = time.monotonic()
+        self._at_end: dict[str, tuple[Callable[[], object], int]] = {}
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             TrainingStarted: self._started,
             StepEnded: self._step,
@@ -106,8 +107,14 @@ class Recorder:
             write_table(self._run.files / path, [self._hidden(row) for row in event.rows])
             self._run.log_file(path)
         for name, figure in event.figures.items():
-            key = _NOT_IN_KEYS.sub("_", self._run.hide(name))
-            self._run.log_image(key, cast("Figure", figure), event.global_step)
+            # What is to be drawn only when the training ends comes as a function: nobody knows before when that is.
+            if callable(figure):
+                self._at_end[name] = (figure, event.global_step)
+            else:
+                self._draw(name, figure, event.global_step)
+
+    def _draw(self, name: str, figure: object, step: int) -> None:
+        self._run.log_image(_NOT_IN_KEYS.sub("_", self._run.hide(name)), cast("Figure", figure), step)
 
     def _hidden(self, row: Mapping[str, object]) -> dict[str, object]:
         return {key: self._run.hide(value) if isinstance(value, str) else value for key, value in row.items()}
@@ -128,6 +135,8 @@ class Recorder:
         self._run.log_line(event.message)
 
     def _ended(self, event: TrainingEnded) -> None:
+        for name, (draw, step) in self._at_end.items():
+            self._draw(name, draw(), step)
         how = event.reason.replace("_", " ")
         position = event.position
         self._run.log_line(f"Training {how}: {position.epoch} epochs, {position.global_step} steps.")

@@ -95,7 +95,8 @@ class ValidationEnded:
         global_step: Steps done.
         metrics: Measured values, e.g. ``val/dice``; a value that does not exist (N/A) is left out.
         rows: One mapping per case for a table, as the validation gave them.
-        figures: Figures by name, as the validation gave them; the core does not look at them.
+        figures: Figures by name, as the validation gave them; the core does not look at them. What gives a figure when
+            it is called is drawn at the end of the training, as the last validation left it.
         seconds: Duration.
     """
 

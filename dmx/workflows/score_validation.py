@@ -1,6 +1,7 @@
 """Validation of a classification or regression: all cases in inference mode, after each epoch."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +72,9 @@ class ScoreValidation:
         if self._held_out is not None:
             scores, target = self._scores(state, self._held_out)
             metrics |= self._measured(scores, target, epoch)
-            if last and self._settings.task == "classification" and len(self._outputs) <= _MOST_CLASSES:
+            if self._settings.task == "classification" and len(self._outputs) <= _MOST_CLASSES:
                 counts = confusion(target, scores, num_classes=len(self._outputs))
-                figures["validation/confusion"] = confusion_figure(counts, self._outputs, unit="cases")
+                figures["validation/confusion"] = partial(confusion_figure, counts, self._outputs, unit="cases")
         if section.score_train:
             scores, target = self._scores(state, self._training)
             first = _FIRST[self._settings.task]

@@ -182,3 +182,18 @@ def test_class_weights_and_smoothing_change_the_loss(project: Path, images: Path
         losses.append(next(event.loss for event in teller.events if isinstance(event, StepEnded)))
     assert len({round(loss, 6) for loss in losses}) == 3
     assert torch.isfinite(torch.tensor(losses)).all()
+
+
+def test_the_confusion_is_drawn_once_however_the_training_ends(project: Path, images: Path) -> None:
+    early = {"training": {"epochs": 9}, "optimizer": {"lr": 1e-9}, "checkpoints": {"early_stopping": 1}}
+    for sections, stop_after, reason, step in (
+        ({}, 10**9, "finished", 6),
+        (early, 10**9, "early_stopping", 6),
+        ({"training": {"epochs": 9}}, 4, "stopped", 3),
+    ):
+        done = train(image_settings(images, **sections), session(project, Teller(stop_after=stop_after)))
+        assert done.reason == reason
+        folder = artifacts(open_store(root=project), done.run) / "images"
+        assert [path.name.split("+")[:3] for path in folder.glob("*.png")] == [
+            ["validation~confusion", "step", str(step)]
+        ]
