@@ -1,7 +1,7 @@
 """The section of augmentation; nothing is on by default.
 
-Every change has its probability per segment. DeepMedic's affine is drawn per case and epoch, and its histogram change
-always happens, as there.
+Every change has its probability per segment; a task on whole volumes takes each of them for a segment. DeepMedic's
+affine is drawn per case and epoch, and its histogram change always happens, as there.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class _Probable:
 
 @dataclass(frozen=True, kw_only=True)
 class AffineSection(_Probable):
-    """Rotation, scaling and shearing about the center of the segment."""
+    """Rotation, scaling and shearing about the center of the segment, and a shift."""
 
     __pydantic_config__ = _STRICT
 
@@ -38,6 +38,8 @@ class AffineSection(_Probable):
     """One factor for all axes."""
     shear: float = 0.0
     """Largest shear."""
+    shift: float | Triple = 0.0
+    """Largest shift along each axis, in voxels; for whole volumes, since segments are taken from anywhere anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +183,7 @@ class DeepMedicSection:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationSection:
-    """Random changes of training segments, made on the device that trains."""
+    """Random changes of training segments, or of whole volumes, made on the device that trains."""
 
     __pydantic_config__ = _STRICT
 
@@ -196,3 +198,15 @@ class AugmentationSection:
     blur: BlurSection = field(default_factory=BlurSection)
     deepmedic: DeepMedicSection = field(default_factory=DeepMedicSection)
     """DeepMedic's own set under its own names; in addition to the others."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether what is trained on looks different from one epoch to the next."""
+        sections = (self.affine, self.elastic, self.intensity, self.gamma, self.noise, self.bias_field, self.blur)
+        turns = (self.rotate90.xy, self.rotate90.yz, self.rotate90.xz)
+        return (
+            any(section.probability > 0 for section in sections)
+            or any(self.reflect.probability)
+            or any(any(turn[1:]) for turn in turns)
+            or self.deepmedic != DeepMedicSection()
+        )

@@ -70,11 +70,14 @@ def _check_scoring(experiment: Any) -> None:
         raise ValueError(f"compatibility must be none for task '{task}', which DeepMedic does not have")
     for name, used in _SCORING.items():
         _refuse_changed(experiment, name, used, why=f"belongs to segmentation, got task '{task}'")
-    _refuse_changed(experiment, "augmentation", (), why=f"belongs to segmentation, got task '{task}'{_hint(of_images)}")
     if of_images:
+        why = f"belongs to volumes, got task '{task}' on stimuli; images have image_augmentation"
+        _refuse_changed(experiment, "augmentation", (), why=why)
         _refuse_changed(experiment, "cohort", (), why="belongs to volumes, got stimuli")
         _refuse_changed(experiment, "preprocess", (), why="belongs to volumes; images have image_preprocess")
     else:
+        if "deepmedic" in _changed(experiment.augmentation):
+            raise ValueError(f"augmentation.deepmedic belongs to segmentation, got task '{task}'")
         for name in ("image_preprocess", "image_augmentation"):
             _refuse_changed(experiment, name, (), why="belongs to images, got a cohort of volumes")
         for key in ("classes", "labels"):
@@ -84,10 +87,6 @@ def _check_scoring(experiment: Any) -> None:
                 )
     _check_losses(experiment)
     _check_targets(experiment, experiment.cohort.targets if experiment.stimuli is None else experiment.stimuli.targets)
-
-
-def _hint(of_images: bool) -> str:
-    return "; images have image_augmentation" if of_images else ""
 
 
 def _check_losses(experiment: Any) -> None:

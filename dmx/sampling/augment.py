@@ -46,11 +46,11 @@ class Augmenter:
             key: Key of the segment's draws.
             image: Map of the whole image, drawn per case and epoch.
         """
-        orientation = self._orientation(key)
+        orientation = draw_orientation(self._section, key)
         plan = self._plan if orientation.upright else orientation.upright_plan(self._plan)
         # The output block keeps its place about the center however the segment lies.
         start = triple([c - (n - 1) // 2 for c, n in zip(center, plan.shape, strict=True)])
-        spatial = self._spatial(plan, start, key, image)
+        spatial = draw_spatial(self._section, plan, key, start=start, image=image, order=self.deepmedic.order)
         first = triple([s + m for s, m in zip(start, plan.margin_before, strict=True)])
         if spatial is None:
             patches = cut_patches(channels_CIJK, start, plan)
@@ -63,27 +63,60 @@ class Augmenter:
             patches, target = [orientation.lay(patch) for patch in patches], orientation.lay(target)
         return self.deepmedic.change(patches, target, key)
 
-    def _orientation(self, key: int) -> Orientation:
-        orientation = Orientation()
-        for axis, probability in enumerate(self._section.reflect.probability):
-            if happens(probability, seeding.derive(key, "reflect"), str(axis)):
-                orientation = orientation.reflected(axis)
-        return turn(orientation, self._section.rotate90, seeding.derive(key, "rotate90"))
 
-    def _spatial(self, plan: SegmentPlan, start: Triple, key: int, image: AffineMap | None) -> SpatialMap | None:
-        segment, elastic = None, None
-        if happens(self._section.affine.probability, key, "affine"):
-            middle = [s + (n - 1) / 2 for s, n in zip(start, plan.shape, strict=True)]
-            matrix = draw_matrix(self._section.affine, seeding.derive(key, "affine"))
-            segment = AffineMap.about(matrix.tolist(), middle)
-        if happens(self._section.elastic.probability, key, "elastic"):
-            setting = self._section.elastic
-            field_key = seeding.derive(key, "elastic")
-            elastic = draw_field(field_key, plan, channels=3, spacing=setting.spacing, std=setting.displacement)
-        if segment is None and elastic is None and image is None:
-            return None
-        order = self.deepmedic.order if image is not None else 1
-        return SpatialMap(segment=segment, elastic=elastic, start=start, image=image, order=order)
+def draw_orientation(section: AugmentationSection, key: int) -> Orientation:
+    """Draw how the axes of a segment lie in the volume: reflected, then turned by quarters."""
+    orientation = Orientation()
+    for axis, probability in enumerate(section.reflect.probability):
+        if happens(probability, seeding.derive(key, "reflect"), str(axis)):
+            orientation = orientation.reflected(axis)
+    return turn(orientation, section.rotate90, seeding.derive(key, "rotate90"))
+
+
+def draw_spatial(
+    section: AugmentationSection,
+    plan: SegmentPlan,
+    key: int,
+    *,
+    start: Triple = (0, 0, 0),
+    image: AffineMap | None = None,
+    order: int = 1,
+) -> SpatialMap | None:
+    """Draw where a segment is read from; None: from where it lies.
+
+    Args:
+        section: Settings.
+        plan: Segment and patches as they are read.
+        key: Key of the segment's draws.
+        start: First voxel of the segment.
+        image: Map of the whole image, drawn per case and epoch.
+        order: Order in which channels are interpolated where there is such a map.
+    """
+    segment, elastic = None, None
+    if happens(section.affine.probability, key, "affine"):
+        middle = [s + (n - 1) / 2 for s, n in zip(start, plan.shape, strict=True)]
+        segment = draw_affine(section.affine, seeding.derive(key, "affine"), middle)
+    if happens(section.elastic.probability, key, "elastic"):
+        setting = section.elastic
+        field_key = seeding.derive(key, "elastic")
+        elastic = draw_field(field_key, plan, channels=3, spacing=setting.spacing, std=setting.displacement)
+    if segment is None and elastic is None and image is None:
+        return None
+    return SpatialMap(segment=segment, elastic=elastic, start=start, image=image, order=1 if image is None else order)
+
+
+def draw_affine(section: AffineSection, key: int, middle: Sequence[float]) -> AffineMap:
+    """Draw the map about a point of where a segment is read from: the matrix of :func:`draw_matrix`, and the shift.
+
+    What is shown moves by an even draw between ± shift along each axis, in voxels.
+    """
+    affine = AffineMap.about(draw_matrix(section, key).tolist(), middle)
+    limits = _three(section.shift)
+    if not any(limits):
+        return affine
+    draws = (seeding.uniform(seeding.derive(key, "shift"), (3,)).to(torch.float64) * 2 - 1).tolist()
+    # The shift comes before the turn, so that it follows the axes of what is shown.
+    return AffineMap.along_axes((1, 1, 1), [-u * limit for u, limit in zip(draws, limits, strict=True)]).then(affine)
 
 
 def draw_matrix(section: AffineSection, key: int) -> Tensor:

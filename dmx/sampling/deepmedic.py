@@ -118,12 +118,23 @@ def check_turns(section: Rotate90Section, plan: SegmentPlan, setting: str) -> No
     Raises:
         ConfigError: Unequal sides in a plane that turns, or bad probabilities.
     """
+    check_chances(section, setting)
+    for plane in PLANES:
+        chances = getattr(section, plane)
+        if chances[1] > 0 or chances[3] > 0:
+            require_square(plan, plane, setting)
+
+
+def check_chances(section: Rotate90Section, setting: str) -> None:
+    """Refuse probabilities that cannot be normalized.
+
+    Raises:
+        ConfigError: One is negative, or all are 0.
+    """
     for plane in PLANES:
         chances = getattr(section, plane)
         if min(chances) < 0 or sum(chances) <= 0:
             raise ConfigError(f"{setting}.{plane} must hold numbers of at least 0, not all 0; got {list(chances)}.")
-        if chances[1] > 0 or chances[3] > 0:
-            require_square(plan, plane, setting)
 
 
 def turn(orientation: Orientation, section: Rotate90Section, key: int) -> Orientation:

@@ -1,4 +1,4 @@
-"""Batches of whole prepared volumes."""
+"""Batches of whole prepared volumes; changed at random for training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,33 +6,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmx import seeding
+from dmx.config.augmentation import AugmentationSection
 from dmx.sampling.batch import Batch
 from dmx.sampling.order import DrawnOrder, Key
-from dmx.sampling.source import CaseSource
+from dmx.sampling.source import CaseData, CaseSource
+from dmx.sampling.volume_augment import VolumeAugmenter
 
 
 class VolumeSampler:
-    """Gives the whole volumes that a training sees.
+    """Gives the whole volumes that a training sees, changed at random.
 
-    Volumes of different sizes in one batch get the size of the largest along each axis; their nearest voxel stands for
-    those that they lack.
+    A volume's changes are a function of its place in the order: neither the batch that it comes in nor the device
+    changes what is drawn. Volumes of different sizes in one batch then get the size of the largest along each axis;
+    their nearest voxel stands for those that they lack.
 
     Args:
         source: Prepared cases.
         target: Class of each case [cases], or its numbers [cases, targets].
         order: Which case comes when.
-        device: Where batches go.
+        augmentation: Changes; the default section changes nothing.
+        device: Where batches go, and where changes are made.
+
+    Raises:
+        ConfigError: Settings of the augmentation that do not fit each other.
     """
 
-    def __init__(self, source: CaseSource, target: Tensor, order: DrawnOrder, *, device: torch.device) -> None:
+    def __init__(
+        self,
+        source: CaseSource,
+        target: Tensor,
+        order: DrawnOrder,
+        *,
+        augmentation: AugmentationSection,
+        device: torch.device,
+    ) -> None:
         self._source = source
         self._target = target
         self._order = order
+        self._augmenter = VolumeAugmenter(augmentation)
         self._device = device
 
     def batch(self, epoch: int, step: int, part: int = 0) -> Batch:
         """Return one batch: inputs float32 [N, C, I, J, K] and their targets."""
-        return _batch(self._source, self._target, self._order.indices(epoch, step, part), self._device)
+        places = self._order.places(epoch, step, part)
+        indices = [self._order.index(place) for place in places]
+        cases = [self._source[index] for index in indices]
+        volumes = [
+            self._augmenter.change(
+                case.channels_CIJK.to(self._device), seeding.derive(self._order.key, "volume", place)
+            )
+            for place, case in zip(places, cases, strict=True)
+        ]
+        return _batch(cases, volumes, self._target[indices].to(self._device))
 
     def following(self, key: Key) -> Key:
         """Return which (epoch, step, part) comes after one."""
@@ -58,15 +84,14 @@ class VolumesInOrder:
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, len(self._source), self._batch_size):
             indices = range(first, min(first + self._batch_size, len(self._source)))
-            yield _batch(self._source, self._target, indices, self._device)
+            cases = [self._source[index] for index in indices]
+            volumes = [case.channels_CIJK.to(self._device) for case in cases]
+            yield _batch(cases, volumes, self._target[list(indices)].to(self._device))
 
 
-def _batch(source: CaseSource, target: Tensor, indices: Sequence[int], device: torch.device) -> Batch:
-    cases = [source[index] for index in indices]
-    volumes = [case.channels_CIJK.to(device) for case in cases]
+def _batch(cases: Sequence[CaseData], volumes: Sequence[Tensor], target: Tensor) -> Batch:
     size = [max(volume.shape[axis] for volume in volumes) for axis in (1, 2, 3)]
-    chosen = target[torch.tensor(list(indices))].to(device)
-    return Batch((torch.stack([_widened(v, size) for v in volumes]),), chosen, tuple(case.name for case in cases))
+    return Batch((torch.stack([_widened(v, size) for v in volumes]),), target, tuple(case.name for case in cases))
 
 
 def _widened(volume_CIJK: Tensor, size: Sequence[int]) -> Tensor:

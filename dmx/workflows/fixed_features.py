@@ -71,8 +71,9 @@ class FixedFeatures:
 
     def _head(self, state: TrainState) -> nn.Module | None:
         """Return the head where its inputs are the same in all epochs and have room in memory."""
-        section, training = self.experiment.sampling, self.settings.training
-        if not section.reuse_features or self.experiment.image_augmentation.changes or training.compile:
+        experiment, section, training = self.experiment, self.experiment.sampling, self.settings.training
+        changes = experiment.image_augmentation.changes or experiment.augmentation.changes
+        if not section.reuse_features or changes or training.compile:
             return None
         first = next(iter(self.training))
         head = fixed_head(state.model, self.settings.freeze, first)

@@ -185,8 +185,8 @@ def assemble_scoring(
     experiment, outputs = checked.experiment, checked.contract.outputs
     if left := checked.order.left_over:
         session.report.say(
-            f"{left} of {len(checked.order)} training cases are too few for the {experiment.training.accumulate} batches "
-            "of a last step; each epoch leaves so many for the next one, which begins with them."
+            f"{left} of {len(checked.order)} training cases are too few for the {experiment.training.accumulate} "
+            "batches of a last step; each epoch leaves so many for the next one, which begins with them."
         )
     found = _images(checked, session) if isinstance(checked.data, ImageData) else _volumes(checked, session)
     scores = ScoreValidation(experiment, checked.settings, outputs, held_out=found.held_out, training=found.training)
@@ -252,7 +252,9 @@ def _volumes(checked: CheckedScoring, session: Session) -> _Prepared:
     held_out = case_source(cached[count:], device=device, memory_gb=memory / 4)
     size = experiment.prediction.batch_size
     return _Prepared(
-        sampler=VolumeSampler(training, target[:count], checked.order, device=device),
+        sampler=VolumeSampler(
+            training, target[:count], checked.order, augmentation=experiment.augmentation, device=device
+        ),
         training=VolumesInOrder(training, target[:count], batch_size=size, device=device),
         held_out=VolumesInOrder(held_out, target[count:], batch_size=size, device=device) if cached[count:] else None,
     )

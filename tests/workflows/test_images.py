@@ -142,6 +142,7 @@ def test_numbers_of_images_are_learned(project: Path, images: Path) -> None:
         ({"augmentation": {"intensity": {"shift": 0.1}}}, "."),
         ({"prediction": {"overlap": 0.5}}, "prediction.overlap belongs to segmentation"),
         ({"validation": {"segments": 5}}, "validation.segments belongs to segmentation"),
+        ({"augmentation": {"noise": {"probability": 1.0}}}, "augmentation.noise belongs to volumes"),
         ({"preprocess": {"orientation": "LIA"}}, "preprocess.orientation belongs to volumes"),
         ({"task": "regression"}, "stimuli.targets must name the columns"),
         ({"stimuli": {"targets": ["brightness"]}}, "stimuli.targets belongs to 'regression'"),

@@ -8,6 +8,7 @@ import torch
 
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.config.load import as_dict, build_experiment
+from dmx.config.sections import Experiment
 from dmx.errors import CohortError, ConfigError
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.by_task import evaluate_by_task, predict_by_task
@@ -22,6 +23,12 @@ from tests.workflows.conftest import Teller, session, settings
 from tests.workflows.test_train import assert_same, final_state
 
 SMALL = {"training": {"epochs": 1, "steps_per_epoch": 2, "batch_size": 2}, "validation": {"volumes_every_epochs": 0}}
+
+CHANGES = {
+    "affine": {"probability": 1.0, "shift": 1.0},
+    "reflect": {"probability": [0.5, 0.0, 0.0]},
+    "noise": {"probability": 0.5},
+}
 
 
 @pytest.fixture
@@ -82,15 +89,21 @@ def test_an_encoder_is_carried_from_a_segmentation_into_a_classifier(
     assert table.rows[0].keys() >= {"case", "predicted", "probability/left", "probability/right"}
 
 
-def test_numbers_of_volumes_are_learned_and_a_resume_is_exact(project: Path, labeled: Path) -> None:
-    given = build_experiment(
-        raw(labeled, task="regression", cohort={"manifest": str(labeled), "targets": ["age"]}, sampling={"workers": 0})
-    )
-    whole = train(given, session(project)).run
-    part = train(given, session(project, Teller(stop_after=3)))
+def test_numbers_of_changed_volumes_are_learned_and_a_resume_is_exact(project: Path, labeled: Path) -> None:
+    def given(workers: int, **sections: object) -> Experiment:
+        cohort = {"manifest": str(labeled), "targets": ["age"]}
+        sampling = {"workers": workers}
+        return build_experiment(raw(labeled, task="regression", cohort=cohort, sampling=sampling, **sections))
+
+    whole = train(given(0, augmentation=CHANGES), session(project)).run
+    part = train(given(2, augmentation=CHANGES), session(project, Teller(stop_after=3)))
     resume(part.run.id, session(project))
+    plain = train(given(0), session(project)).run
     store = open_store(root=project)
-    assert_same(final_state(store, whole)["model"], final_state(store, part.run)["model"])
+    final = final_state(store, whole)["model"]
+    assert_same(final, final_state(store, part.run)["model"])
+    unchanged = final_state(store, plain)["model"]
+    assert not all(torch.equal(final[name], unchanged[name]) for name in final)
     assert store.get_run(whole.id).params["targets"] == "age"
     assert "val/mse" in store.get_run(whole.id).metrics
 
@@ -109,5 +122,17 @@ def test_labels_that_lack_are_refused(project: Path, manifest: Path, labeled: Pa
         train(build_experiment(raw(labeled)), session(project))
     with pytest.raises(ConfigError, match=r"image_preprocess\.crop belongs to images"):
         build_experiment(raw(labeled, image_preprocess={"crop": 10}))
+    with pytest.raises(
+        ConfigError, match=r"augmentation\.deepmedic belongs to segmentation, got task 'classification'"
+    ):
+        build_experiment(raw(labeled, augmentation={"deepmedic": {"reflect": [0.5, 0.0, 0.0]}}))
     with pytest.raises(ConfigError, match=r"cohort\.classes belongs to label maps"):
         build_experiment(raw(labeled, cohort={"manifest": str(labeled), "classes": ["a", "b"]}))
+
+
+def test_features_are_computed_once_only_where_volumes_stay_the_same(project: Path, labeled: Path) -> None:
+    frozen = {"freeze": {"layers": "all_but_head"}, "training": {"epochs": 1, "batch_size": 2}}
+    for changes, once in (({}, True), (CHANGES, False)):
+        teller = Teller()
+        train(build_experiment(raw(labeled, augmentation=changes, **frozen)), session(project, teller))
+        assert any("computed once" in line for line in teller.sentences) == once
