@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +18,7 @@ from dmx.training.events import EpochEnded, EpochStarted, Event, Notice, StepEnd
 _SECONDS_BETWEEN_LINES = 30.0
 _ROWS_SHOWN = 12
 _RECENT_STEPS = 50
+_SMALL = 0.01
 _COLUMNS = {
     "train/mean_loss": "train loss",
     "val/loss": "val loss",
@@ -27,8 +28,16 @@ _COLUMNS = {
     "val/accuracy": "val accuracy",
     "val/balanced_accuracy": "val balanced",
     "val/auc": "val AUC",
+    "score_train/r2": "train R²",
     "val/r2": "val R²",
 }
+# Of whole images and volumes: what is told of an epoch in one line, and what follows as far as the line has room.
+_PAIRS = {
+    "loss": ("train/mean_loss", "val/loss"),
+    "accuracy": ("score_train/accuracy", "val/accuracy"),
+    "R²": ("score_train/r2", "val/r2"),
+}
+_MORE = {"balanced": "val/balanced_accuracy", "AUC": "val/auc"}
 
 
 def duration(seconds: float) -> str:
@@ -45,6 +54,47 @@ def _columns(metrics: Mapping[str, float]) -> dict[str, str]:
     """Return what is shown of metrics; the accuracy of voxels says little, so it is left out."""
     voxels = "val/accuracy" in metrics and "val/balanced_accuracy" not in metrics
     return {key: title for key, title in _COLUMNS.items() if key in metrics and not (voxels and key == "val/accuracy")}
+
+
+def epoch_line(epoch: int, metrics: Mapping[str, float], seconds: float, *, unit: str, width: int) -> str:
+    """Return what came out of an epoch as a sentence; that of images or volumes is kept within a width.
+
+    >>> metrics = {"train/mean_loss": 0.6371, "val/loss": 0.7, "val/accuracy": 0.5, "val/auc": 0.61234}
+    >>> epoch_line(3, metrics, 75, unit="images", width=80)
+    'Epoch 3: loss 0.637, val 0.700; val accuracy 0.500; AUC 0.612 (1:15).'
+    >>> epoch_line(3, metrics, 75, unit="images", width=60)
+    'Epoch 3: loss 0.637, val 0.700; val accuracy 0.500 (1:15).'
+    """
+    if unit == "segments":
+        values = [f"{title} {metrics[key]:.4f}" for key, title in _columns(metrics).items()]
+        return f"Epoch {epoch} ended: {', '.join(values)} ({duration(seconds)})."
+    groups = [text for name, pair in _PAIRS.items() if (text := _pair(name, pair, metrics))]
+    for name, key in _MORE.items():
+        longer = [*groups, f"{name} {_short(metrics[key])}"] if key in metrics else groups
+        if len(_line(epoch, longer, seconds)) <= width:
+            groups = longer
+    return _line(epoch, groups, seconds)
+
+
+def _pair(name: str, keys: tuple[str, str], metrics: Mapping[str, float]) -> str:
+    """Return the value of the training with that of the validation behind it."""
+    train, val = (_short(metrics[key]) if key in metrics else "" for key in keys)
+    if not (train and val):
+        return f"{name} {train}" if train else f"val {name} {val}" if val else ""
+    return f"{name} {train}, val {val}"
+
+
+def _short(value: float) -> str:
+    """Return a loss or a score with three digits.
+
+    >>> _short(0.98765), _short(0.000412)
+    ('0.988', '4.1e-04')
+    """
+    return f"{value:.3f}" if value == 0 or abs(value) >= _SMALL else f"{value:.1e}"
+
+
+def _line(epoch: int, groups: Sequence[str], seconds: float) -> str:
+    return f"Epoch {epoch}: {'; '.join(groups)} ({duration(seconds)})."
 
 
 class TrainingDisplay:
@@ -133,9 +183,13 @@ class TrainingDisplay:
         rate = sum(step.num_segments for step in self._recent) / max(seconds, 1e-9)
         loss = sum(step.loss for step in self._recent) / len(self._recent)
         return (
-            f"{event.step}/{self._steps} · loss {loss:.4f} · lr {event.lr:.2g} · {rate:.1f} segments/s · "
+            f"{event.step}/{self._steps} · loss {loss:.4f} · lr {event.lr:.2g} · {rate:.1f} {self._unit}/s · "
             f"{duration(self._seconds_left(event, seconds / len(self._recent)))} left"
         )
+
+    @property
+    def _unit(self) -> str:
+        return self._started.unit if self._started else "segments"
 
     @property
     def _steps(self) -> int:
@@ -153,8 +207,8 @@ class TrainingDisplay:
         self._epoch_seconds.append(event.seconds)
         self._rows.append((str(event.epoch), event.metrics, event.seconds))
         if self._live is None:
-            values = [f"{title} {event.metrics[key]:.4f}" for key, title in _columns(event.metrics).items()]
-            self._say(f"Epoch {event.epoch} ended: {', '.join(values)} ({duration(event.seconds)}).")
+            unit, width = self._unit, self.console.width
+            self._say(epoch_line(event.epoch, event.metrics, event.seconds, unit=unit, width=width))
             self._last_line = time.monotonic()
 
     def _table(self, count: int) -> Table:

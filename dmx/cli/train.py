@@ -110,7 +110,7 @@ def finetune(
 def resume(
     run: RunName,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Threads that prepare segments.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Threads that prepare batches.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Train to this many epochs in all.")] = None,
     schedule: Annotated[

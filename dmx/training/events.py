@@ -27,6 +27,7 @@ class TrainingStarted:
         num_parameters: Numbers of the network that are learned.
         device: Where it trains, e.g. ``cuda:0``.
         resumed: Whether steps have been done before.
+        unit: What its batches hold: ``segments``, ``images`` or ``volumes``.
     """
 
     position: Position
@@ -35,6 +36,7 @@ class TrainingStarted:
     num_parameters: int
     device: str
     resumed: bool
+    unit: str = "segments"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,7 @@ def _started(state: TrainState, settings: FitSettings) -> TrainingStarted:
         num_parameters=sum(parameter.numel() for parameter in state.model.parameters() if parameter.requires_grad),
         device=str(state.device),
         resumed=state.position != Position(),
+        unit=settings.unit,
     )
 
 

@@ -9,6 +9,7 @@ from dmx.config.tasks import Task
 from dmx.transfer.freeze import FreezePlan
 
 Compatibility = Literal["none", "deepmedic"]
+Unit = Literal["segments", "images", "volumes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class FitSettings:
     Attributes:
         classes: Names of the classes, in segmentation background first; empty for a regression.
         task: What the network learns.
+        unit: What its batches hold, for whoever shows how fast it goes.
         seed: Seed of the random draws of a step (dropout).
         freeze: What stays as it is, and until when.
         compatibility: ``deepmedic`` computes losses, updates and schedules as DeepMedic v0.8.4 does.
@@ -32,6 +34,7 @@ class FitSettings:
     checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
     freeze: FreezePlan = field(default_factory=FreezePlan)
     task: Task = "segmentation"
+    unit: Unit = "segments"
     seed: int = 0
     compatibility: Compatibility = "none"
 
@@ -48,6 +51,13 @@ class FitSettings:
             checkpoints=experiment.checkpoints,
             freeze=FreezePlan() if freeze is None else freeze,
             task=experiment.task,
+            unit=_unit(experiment),
             seed=experiment.seed,
             compatibility=experiment.compatibility,
         )
+
+
+def _unit(experiment: Experiment) -> Unit:
+    if experiment.stimuli is not None:
+        return "images"
+    return "segments" if experiment.task == "segmentation" else "volumes"
