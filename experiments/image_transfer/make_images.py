@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="new folder for the images")
     parser.add_argument("--scans", type=Path, help="folder with imagesTr and labelsTr")
     parser.add_argument("--size", type=int, default=128, help="pixels of the shorter side")
+    parser.add_argument("--count", type=int, help="the first so many digits (default: all 1797)")
     parser.add_argument("--slices", type=int, default=3, help="slices per part of each case")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     options = parser.parse_args()
@@ -116,7 +117,7 @@ def main() -> None:
     if options.kind == "hippocampus" and options.scans is None:
         parser.error("hippocampus needs --scans")
     pictures: Callable[[], Iterator[tuple[str, str, str, Picture]]] = (
-        (lambda: digits(options.size))
+        (lambda: digits(options.size, count=options.count))
         if options.kind == "digits"
         else (lambda: slices(options.scans, options.size, per_part=options.slices))
     )

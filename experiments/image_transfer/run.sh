@@ -5,8 +5,8 @@ set -euo pipefail
 here=$(realpath "$1")
 scans=$(realpath "$2")
 mkdir -p images
-[ -d images/digits ] || python "$here/make_images.py" digits images/digits --size 72
-[ -d images/slices ] || python "$here/make_images.py" hippocampus images/slices --scans "$scans" --size 72
+[ -d images/digits ] || python "$here/make_images.py" digits images/digits --size 72 --count 700
+[ -d images/slices ] || python "$here/make_images.py" hippocampus images/slices --scans "$scans" --size 72 --slices 2
 
 sets() { # what a training on a set of images has in common: sets IMAGES SEED
   common=(--set "seed=$2" --set "name=$1" --set "stimuli.source=images/$1_training.stim.csv"
