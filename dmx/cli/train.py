@@ -112,6 +112,9 @@ def resume(
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=0, help="Threads that prepare batches.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes that share the passes of a step out.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Train to this many epochs in all.")] = None,
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="With --epochs: keep, stretch or restart the learning-rate curve.")
@@ -121,7 +124,7 @@ def resume(
     """Go on with an interrupted run exactly where it was, or extend one."""
     from dmx.workflows.resume import resume as run_on
 
-    wanted: dict[str, object] = {"device": device, "workers": workers, "threads": threads}
+    wanted: dict[str, object] = {"device": device, "workers": workers, "threads": threads, "processes": processes}
     changes = {key: value for key, value in wanted.items() if value is not None}
     extension = _extension(epochs, schedule)
     _run(lambda session: run_on(run, session, uri=store, changes=changes, extension=extension))

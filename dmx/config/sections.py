@@ -64,6 +64,8 @@ class TrainingSection:
     """Segments per forward pass. Other tasks: images or volumes."""
     accumulate: int = 1
     """Forward passes whose gradients are averaged into one step."""
+    processes: int = 1
+    """Processes that share the passes of a step out; `accumulate` must be a multiple of it. On CUDA each has a GPU."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -79,11 +81,17 @@ class TrainingSection:
     compile: bool = False
     """Compile the network (torch.compile)."""
     threads: int | None = None
-    """CPU threads of the training; empty: as torch chooses, usually all cores."""
+    """CPU threads of each process of the training; empty: as torch chooses, usually all cores, shared out between the
+    processes."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "processes"):
             at_least(name, getattr(self, name), 1)
+        if self.accumulate % self.processes:
+            raise ValueError(
+                f"accumulate must be a multiple of processes ({self.processes}), which share the passes of a step out, "
+                f"got {self.accumulate}"
+            )
         at_least("steps_per_epoch", self.steps_per_epoch, 0)
         if self.gradient_clip is not None:
             positive("gradient_clip", self.gradient_clip)

@@ -37,6 +37,31 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", int(index or 0))
 
 
+def resolve_devices(training: TrainingSection) -> tuple[torch.device, ...]:
+    """Return the device of each process of a training: the CPU for all, or one GPU after the other.
+
+    Raises:
+        ConfigError: The device is absent, or there are fewer GPUs than processes.
+    """
+    first = resolve_device(training.device)
+    if first.type == "cpu":
+        return (first,) * training.processes
+    count, start = torch.cuda.device_count(), first.index
+    if start + training.processes > count:
+        raise ConfigError(
+            f"training.processes: {training.processes} takes a GPU for each process, from '{first}' on, and this "
+            f"machine has {count}. Set fewer processes, or training.device: cpu."
+        )
+    return tuple(torch.device("cuda", start + process) for process in range(training.processes))
+
+
+def threads_of(training: TrainingSection) -> int | None:
+    """Return the CPU threads of each process; None: as torch chooses."""
+    if training.threads is not None or training.processes == 1:
+        return training.threads
+    return max(1, torch.get_num_threads() // training.processes)
+
+
 @contextmanager
 def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
     """Set threads, deterministic algorithms and the random state for a training; restore all of it afterwards."""
@@ -52,8 +77,9 @@ def prepared(training: TrainingSection, device: torch.device) -> Iterator[None]:
         os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
     )
     try:
-        if training.threads is not None:
-            torch.set_num_threads(training.threads)
+        threads = threads_of(training)
+        if threads is not None:
+            torch.set_num_threads(threads)
         if training.deterministic:
             # cuBLAS reads it when the first matrix product runs.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

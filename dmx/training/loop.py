@@ -25,7 +25,7 @@ from dmx.training.progress import judge, out_of_patience, require_metric
 from dmx.training.samples import ValidationResult
 from dmx.training.settings import FitSettings
 from dmx.training.state import Best, TrainState
-from dmx.training.step import train_step
+from dmx.training.step import Helpers, own_parts, train_step
 
 Batches = Callable[[int, int, int], Batch]
 Validate = Callable[[TrainState, int], ValidationResult]
@@ -46,7 +46,7 @@ class FitResult:
     best: Best
 
 
-def fit(
+def fit(  # noqa: PLR0913  # a training is made of these
     state: TrainState,
     batches: Batches,
     settings: FitSettings,
@@ -54,6 +54,7 @@ def fit(
     validate: Validate | None = None,
     listeners: Sequence[Listener] = (),
     stop: Callable[[], bool] = lambda: False,
+    helpers: Helpers | None = None,
 ) -> FitResult:
     """Train from where the state is to the last epoch.
 
@@ -65,6 +66,7 @@ def fit(
             inference mode then and has the averaged weights, if there are any. It may return no metrics.
         listeners: Called with each event, in this order.
         stop: Asked after each step; True saves and ends the training.
+        helpers: Processes that do their share of the passes of each step; ``None``: this one does all.
 
     Raises:
         ConfigError: The metric that names the best checkpoint cannot exist.
@@ -87,7 +89,7 @@ def fit(
         while state.position.epoch < settings.training.epochs and reason == "finished":
             enter_epoch(state, settings, emit)
             emit(_epoch_started(state))
-            for event in _steps(state, batches, settings, loss=loss):
+            for event in _steps(state, batches, settings, loss=loss, helpers=helpers):
                 emit(event)
                 if stop():
                     reason = "stopped"
@@ -121,15 +123,18 @@ def _epoch_started(state: TrainState) -> EpochStarted:
     return EpochStarted(epoch=position.epoch, step=position.step, global_step=position.global_step, lr=lr)
 
 
-def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: Loss) -> Iterator[StepEnded]:
+def _steps(
+    state: TrainState, batches: Batches, settings: FitSettings, *, loss: Loss, helpers: Helpers | None
+) -> Iterator[StepEnded]:
     """Do the remaining steps of the epoch."""
     state.model.train()
+    parts = range(settings.training.accumulate) if helpers is None else own_parts(settings.training, 0)
     while state.position.step < settings.training.steps_per_epoch:
         epoch, step = state.position.epoch, state.position.step
         start = time.perf_counter()
-        timed = _TimedParts(batches, epoch, step, settings.training.accumulate)
+        timed = _TimedParts(batches, epoch, step, parts)
         lr = state.schedule.lr(epoch, step)
-        result = train_step(state, timed, settings, loss=loss, lr=lr)
+        result = train_step(state, timed, settings, loss=loss, lr=lr, helpers=helpers)
         state.position = state.position.after_step()
         event = StepEnded(
             epoch=epoch,
@@ -157,10 +162,10 @@ def _steps(state: TrainState, batches: Batches, settings: FitSettings, *, loss: 
 class _TimedParts:
     """The batches of one step, fetched when they are asked for; measures the time that this takes."""
 
-    def __init__(self, batches: Batches, epoch: int, step: int, parts: int) -> None:
+    def __init__(self, batches: Batches, epoch: int, step: int, parts: range) -> None:
         self.seconds = 0.0
         self._batches = batches
-        self._keys = [(epoch, step, part) for part in range(parts)]
+        self._keys = [(epoch, step, part) for part in parts]
 
     def __iter__(self) -> Iterator[Batch]:
         for key in self._keys:

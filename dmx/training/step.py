@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from dmx.config.sections import TrainingSection
 from dmx.errors import TrainingError
 from dmx.sampling.batch import Batch
 from dmx.seeding import derive
@@ -41,8 +42,45 @@ class StepResult:
     skipped: bool
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the passes of a step have measured, in their order.
+
+    Attributes:
+        values: Loss and terms of each, still on the device.
+        cases: Cases of all.
+    """
+
+    values: list[dict[str, Tensor]]
+    cases: list[str]
+
+
+class Helpers(Protocol):
+    """Other processes that do a share of the passes of each step."""
+
+    def begin(self, state: TrainState) -> None:
+        """Let them begin with their parts of the step."""
+        ...
+
+    def finish(self, state: TrainState) -> Parts:
+        """Wait for them, and add gradients, statistics and counts to those of this process."""
+        ...
+
+
+def own_parts(training: TrainingSection, process: int) -> range:
+    """Return which parts of a step a process does; processes count from 0."""
+    share = training.accumulate // training.processes
+    return range(process * share, (process + 1) * share)
+
+
 def train_step(
-    state: TrainState, batches: Iterable[Batch], settings: FitSettings, *, loss: Loss, lr: float
+    state: TrainState,
+    batches: Iterable[Batch],
+    settings: FitSettings,
+    *,
+    loss: Loss,
+    lr: float,
+    helpers: Helpers | None = None,
 ) -> StepResult:
     """Update the network, which is in training mode but for what is frozen, once; the caller moves the position on.
 
@@ -51,10 +89,12 @@ def train_step(
 
     Args:
         state: The training.
-        batches: One batch per forward pass (``training.accumulate`` of them); their gradients are averaged.
+        batches: One batch per forward pass (``training.accumulate`` of them); their gradients are averaged. With
+            helpers only those of the parts of this process, which are the first.
         settings: Settings.
         loss: The loss without penalties.
         lr: Learning rate.
+        helpers: Processes that do the other parts.
 
     Raises:
         TrainingError: Loss or gradient are NaN or infinite, which is noticed before the network is changed; or memory
@@ -62,12 +102,13 @@ def train_step(
     """
     hold(state.model, settings.freeze, state.position.epoch)
     state.optimizer.zero_grad()
-    values: list[dict[str, Tensor]] = []
-    cases: list[str] = []
-    for part, batch in enumerate(batches):
-        with _explained(batch):
-            values.append(_backward(state, batch, settings, loss=loss, part=part))
-        cases.extend(batch.cases)
+    if helpers is not None:
+        helpers.begin(state)
+    parts = run_parts(state, batches, settings, loss=loss)
+    values, cases = parts.values, parts.cases
+    if helpers is not None:
+        others = helpers.finish(state)
+        values, cases = values + others.values, cases + others.cases
     if state.scaler is not None:
         state.scaler.unscale_(cast(torch.optim.Optimizer, state.optimizer))
     penalties = add_penalties(state.model.kernel_parameters(), settings.regularization)
@@ -77,6 +118,30 @@ def train_step(
     _require_finite(result, state, cases)
     _update(state, lr, skipped=result.skipped)
     return result
+
+
+def run_parts(
+    state: TrainState, batches: Iterable[Batch], settings: FitSettings, *, loss: Loss, first: int = 0
+) -> Parts:
+    """Do passes of a step one after the other and add up their gradients.
+
+    Args:
+        state: The training, at the step.
+        batches: One per pass.
+        settings: Settings.
+        loss: The loss without penalties.
+        first: Number of the first pass in the step.
+
+    Raises:
+        TrainingError: Memory runs out, or nothing is left to be learned.
+    """
+    values: list[dict[str, Tensor]] = []
+    cases: list[str] = []
+    for part, batch in enumerate(batches, start=first):
+        with _explained(batch):
+            values.append(_backward(state, batch, settings, loss=loss, part=part))
+        cases.extend(batch.cases)
+    return Parts(values, cases)
 
 
 def _backward(state: TrainState, batch: Batch, settings: FitSettings, *, loss: Loss, part: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from dmx.geometry import SegmentPlan, triple
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
 from dmx.sampling.sampler import SegmentSampler
-from dmx.training.device import resolve_device
+from dmx.training.device import resolve_device, resolve_devices
 from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
@@ -60,6 +60,7 @@ def check_training(
         DmxError: The first thing that keeps the training from starting, or all findings about the cohort.
     """
     _require_measured(experiment)
+    _require_processes(experiment, handed)
     if experiment.task != "segmentation":
         if handed is not None:
             raise ConfigError(
@@ -104,6 +105,16 @@ def _check_segments(
         findings=findings,
         optimizer=None if handed is None else handed.optimizer,
     )
+
+
+def _require_processes(experiment: Experiment, handed: Handed | None) -> None:
+    """Raise ``ConfigError`` where there are too few GPUs, or the other processes cannot build the network."""
+    resolve_devices(experiment.training)
+    if handed is not None and experiment.training.processes > 1:
+        raise ConfigError(
+            "training.processes must be 1 for a network that was made in Python, which other processes cannot build, "
+            f"got {experiment.training.processes}. Name a function that builds it as model.name."
+        )
 
 
 def _require_measured(experiment: Experiment) -> None:

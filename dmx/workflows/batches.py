@@ -153,6 +153,11 @@ def prepare(request: BatchRequest) -> Prepared:
     _check_sections(request.settings)
     handed = request.handed
     draft = _experiment(request, steps=1, segments=1)
+    if draft.training.processes > 1:
+        raise ConfigError(
+            "training.processes must be 1 where batches are given in Python, which other processes do not have, got "
+            f"{draft.training.processes}."
+        )
     device = resolve_device(draft.training.device)
     feed = Feed(request.data, device=device, seed=draft.seed)
     held_out = None

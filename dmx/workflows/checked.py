@@ -1,5 +1,6 @@
 """A training before it begins: checked, then with its data prepared; the same shape for every task."""
 
+from collections.abc import Container
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dmx.sampling.prefetch import Prefetcher
 from dmx.training.loop import Validate
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
+from dmx.training.step import own_parts
 
 AnyContract = Contract | ImageContract
 """What a network sees, and what its outputs are."""
@@ -107,11 +109,21 @@ class Assembled:
 
         The state must have the weights that it begins with by then.
         """
-        return prefetched(self.sampler, workers=self.checked.experiment.sampling.workers)
+        return self.share(0)
+
+    def share(self, process: int) -> AbstractContextManager[Prefetcher[Key, Batch]]:
+        """Return the batches of which those for the parts of one process are prepared ahead."""
+        parts = own_parts(self.checked.settings.training, process)
+        return prefetched(self.sampler, workers=self.checked.experiment.sampling.workers, parts=parts)
 
 
-def prefetched(sampler: Sampler, *, workers: int) -> Prefetcher[Key, Batch]:
-    """Return a sampler's batches, prepared ahead by threads."""
-    return Prefetcher(
-        lambda key: sampler.batch(*key), following=sampler.following, workers=workers, depth=max(2, workers)
-    )
+def prefetched(sampler: Sampler, *, workers: int, parts: Container[int] | None = None) -> Prefetcher[Key, Batch]:
+    """Return a sampler's batches, prepared ahead by threads; with `parts` only those parts of each step."""
+
+    def following(key: Key) -> Key:
+        key = sampler.following(key)
+        while parts is not None and key[2] not in parts:
+            key = sampler.following(key)
+        return key
+
+    return Prefetcher(lambda key: sampler.batch(*key), following=following, workers=workers, depth=max(2, workers))

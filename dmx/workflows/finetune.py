@@ -26,7 +26,15 @@ from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import TrainedNetwork, open_network
 
 # What does not change what is learned is no difference worth telling.
-_NOT_TOLD = ("name", "description", "tracking.", "training.device", "training.threads", "sampling.workers")
+_NOT_TOLD = (
+    "name",
+    "description",
+    "tracking.",
+    "training.device",
+    "training.threads",
+    "training.processes",
+    "sampling.workers",
+)
 
 
 KEPT = "kept: --keep-optimizer"

@@ -42,6 +42,7 @@ def optimization_params(experiment: Experiment, network: TrainableNetwork, freez
         "epochs": training.epochs,
         "steps_per_epoch": training.steps_per_epoch,
         "batch_size": training.batch_size * training.accumulate,
+        "processes": training.processes,
         "precision": training.precision,
         "optimizer": experiment.optimizer.name,
         "lr": experiment.optimizer.lr,

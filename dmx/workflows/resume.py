@@ -31,7 +31,7 @@ from dmx.workflows.trained import contract_of, run_experiment
 _SHOWN = 5
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
-_CHANGEABLE = {"device": "training", "threads": "training", "workers": "sampling"}
+_CHANGEABLE = {"device": "training", "threads": "training", "processes": "training", "workers": "sampling"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def resume(
         run_name: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
         session: Where the project is and whom to tell.
         uri: Address of the run store; ``None``: as usual.
-        changes: ``device``, ``workers`` or ``threads`` to use from now on.
+        changes: ``device``, ``workers``, ``threads`` or ``processes`` to use from now on.
         extension: More epochs, with what becomes of the learning rate.
 
     Raises:
@@ -284,5 +284,9 @@ def _changed(experiment: Experiment, changes: Mapping[str, object]) -> Experimen
                 "'dmx finetune' trains its network as a new run."
             )
         name = _CHANGEABLE[key]
-        experiment = replace(experiment, **{name: replace(getattr(experiment, name), **{key: value})})
+        try:
+            section = replace(getattr(experiment, name), **{key: value})
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}.") from None
+        experiment = replace(experiment, **{name: section})
     return experiment

@@ -14,15 +14,17 @@ from dmx.tracking.store import RunInfo
 from dmx.training.loop import Batches, FitResult, Validate, fit
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState
+from dmx.training.step import Helpers
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Assembled, Checked
 from dmx.workflows.course_figures import log_course
 from dmx.workflows.freezing import FreezeFile, check_origin
-from dmx.workflows.inputs import log_inputs
+from dmx.workflows.inputs import complete_inputs, first_texts
 from dmx.workflows.lineage import log_lineage
 from dmx.workflows.memory import advised
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
+from dmx.workflows.processes import helping
 from dmx.workflows.received import origin_params
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
@@ -91,11 +93,12 @@ def run_training(
         },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": start.reason, **start.tags},
         note=experiment.description,
+        texts=first_texts(checked, session.root),
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
-        log_inputs(run, checked, session.root)
+        complete_inputs(run, checked, session.root)
         return begin(run, assembled, session, start=start, notes=notes)
 
 
@@ -127,7 +130,7 @@ def run_fit(
 ) -> Trainee:
     """Train, record, and end the run."""
     checked = assembled.checked
-    with assembled.batches() as batches, advised(checked):
+    with assembled.batches() as batches, advised(checked), helping(assembled, session) as helpers:
         result = fit_in_run(
             run,
             assembled.state,
@@ -136,6 +139,7 @@ def run_fit(
             validate=assembled.validate,
             save=saver(checked, run_id=run.info.id, source=source),
             session=session,
+            helpers=helpers,
         )
     log_lineage(run, checked, result)
     end_run(run, result)
@@ -157,6 +161,7 @@ def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
     validate: Validate | None,
     save: Save,
     session: Session,
+    helpers: Helpers | None = None,
 ) -> FitResult:
     """Train, and keep in the run what the training tells."""
     training = settings.training
@@ -170,6 +175,7 @@ def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
         validate=validate,
         listeners=(recorder, FreezeFile(run, settings.freeze), *session.listeners),
         stop=session.stop,
+        helpers=helpers,
     )
     _log_curves(run)
     if settings.task != "segmentation":

@@ -1,0 +1,76 @@
+"""``python -m dmx.workflows.helper CONNECTION MEMORY``: a process that helps another one to train.
+
+Both are descriptors that the first process hands over. Heavy libraries are imported after the process has arranged how
+it ends.
+"""
+
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dmx.model.network import TrainableNetwork
+    from dmx.workflows.checked import Checked
+    from dmx.workflows.processes import Orders
+
+
+def main(connection: Connection, memory: int) -> None:
+    """Do what the first process asks until it is gone."""
+    from dmx.training.helper import end_with_first_process, tell_errors
+
+    end_with_first_process()
+    tell_errors(connection, lambda: _help(connection, memory))
+
+
+def _help(connection: Connection, memory: int) -> None:
+    import pickle
+
+    from dmx.training.helper import StepShare, serve
+    from dmx.workflows.assemble import assemble
+    from dmx.workflows.session import Session
+
+    # Of the process that has started this one, see dmx.workflows.processes.
+    orders: Orders = pickle.loads(connection.recv_bytes())
+    checked = _checked(orders)
+    assembled = assemble(checked, Session(root=orders.root))
+    with assembled.share(orders.process) as batches:
+        share = StepShare(
+            assembled.state,
+            lambda epoch, step, part: batches.get((epoch, step, part)),
+            checked.settings,
+            process=orders.process,
+            memory=memory,
+        )
+        serve(share, connection, settings=checked.settings, device=orders.device)
+
+
+def _checked(orders: "Orders") -> "Checked":
+    """Return the checked training with a network that is built here."""
+    from dmx.config.trust import trust_factory
+    from dmx.model.build import build_network
+    from dmx.model.classifier import build_classifier
+
+    if orders.trusted is not None:
+        trust_factory(orders.trusted)
+    experiment, contract = orders.values["experiment"], orders.values["contract"]
+    channels, outputs = len(contract.channels), len(contract.outputs)
+    network: TrainableNetwork
+    if experiment.task == "segmentation":
+        network = build_network(
+            experiment.model,
+            num_channels=channels,
+            num_classes=outputs,
+            compatibility=experiment.compatibility,
+            seed=experiment.seed,
+        )
+    else:
+        network = build_classifier(experiment.model, num_channels=channels, num_outputs=outputs, seed=experiment.seed)
+    return orders.kind(network=network, **orders.values)
+
+
+if __name__ == "__main__":
+    # The first process alone decides what a signal means.
+    for _name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_name, signal.SIG_IGN)
+    main(Connection(int(sys.argv[1])), int(sys.argv[2]))
