@@ -60,7 +60,7 @@ def transfer(
     adapt_kernels: Annotated[
         bool, typer.Option("--adapt-kernels", help="Adapt kernels of another size instead of refusing them.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, every layer of it, and end.")] = False,
     overrides: Overrides = None,
     strict: Strict = False,
     allow_leak: AllowLeak = False,
@@ -93,7 +93,7 @@ def transfer(
             _print_plan(planned.plan, planned.notes)
             return
         done = run_transfer(raw, session, path=experiment, name=name, allow_leak=allow_leak, strict=strict)
-    _print_plan(done.plan, done.notes)
+    _print_plan(done.plan, done.notes, folded=True)
     print_result(
         f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}) holds the new network, untrained.\n"
         f"Train it:  dmx train {experiment} --from-run {done.run.id[:8]}"
@@ -117,13 +117,14 @@ def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict
     return {"source": {"run": run, **({} if checkpoint is None else {"checkpoint": checkpoint})}}
 
 
-def _print_plan(plan: "TransferPlan", notes: Sequence[str]) -> None:
+def _print_plan(plan: "TransferPlan", notes: Sequence[str], *, folded: bool = False) -> None:
     for sentence in notes:
         out.print(escape(sentence), soft_wrap=True)
-    lines = plan.summary()
-    for line in lines[: len(plan.target.layers)]:
+    layers = set(plan.layer_lines(folded=folded))
+    for line in plan.summary(folded=folded):
         name, _, outcome = line.partition("  ")
+        if line not in layers:
+            out.print(escape(line), soft_wrap=True)
+            continue
         color = _COLORS.get(outcome.split()[0].rstrip(":"), "default")
         out.print(f"{escape(name)}  [{color}]{escape(outcome)}[/]", soft_wrap=True)
-    for sentence in lines[len(plan.target.layers) :]:
-        out.print(escape(sentence), soft_wrap=True)

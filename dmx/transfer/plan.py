@@ -106,10 +106,17 @@ class TransferPlan:
         """Return a line per tensor of the target, then one per unused tensor of a source, for a CSV file."""
         return tensor_rows(self.tensors, self.source_tensors)
 
-    def summary(self) -> list[str]:
+    def layer_lines(self, *, folded: bool = False) -> list[str]:
+        """Return a line per layer; if folded, those in a row that are copied whole as one, where layers are many."""
+        return layer_lines(self.target.layers, self.tensors, folded=folded)
+
+    def summary(self, *, folded: bool = False) -> list[str]:
         """Return a line per layer, notes and warnings, ending with ``N of M parameters received``."""
+        lines = self.layer_lines(folded=folded)
+        hidden = folded and lines != self.layer_lines()
         return [
-            *layer_lines(self.target.layers, self.tensors),
+            *lines,
+            *(["Layer by layer: transfer/mapping.csv of the run, or dmx transfer --dry-run."] if hidden else []),
             *self.notes,
             *(f"Warning: {warning}" for warning in self.warnings),
             f"{self.received:,} of {self.parameters:,} parameters received ({self.share:.1%})",

@@ -1,12 +1,17 @@
 """A plan as lines that a person reads and as rows of a table."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from dmx.transfer.values import LayerOutline, Run, SourceTensor, TensorPlan
 
 # Parts of an axis that a layer's line writes out; the table has all.
 _SHOWN_RUNS = 3
 _ORDER = ("initialized", "adapted", "sliced", "copied")
+# Layers that a screen has room for, and those of a row that are told one by one all the same.
+_SCREEN = 30
+_FEW = 2
 
 
 def size_text(sizes: Sequence[int]) -> str:
@@ -39,11 +44,42 @@ def layer_action(tensors: Sequence[TensorPlan]) -> str:
     return "adapted" if "adapted" in given else "sliced"
 
 
-def layer_lines(layers: Sequence[LayerOutline], tensors: Sequence[TensorPlan]) -> list[str]:
-    """Return a line per layer with parameters: what it receives, from where, and how much of it."""
+def layer_lines(layers: Sequence[LayerOutline], tensors: Sequence[TensorPlan], *, folded: bool = False) -> list[str]:
+    """Return a line per layer with parameters: what it receives, from where, and how much of it.
+
+    Args:
+        layers: Layers of the target.
+        tensors: What its tensors receive.
+        folded: Make one line of layers in a row that are copied whole, where there are more than a screen shows.
+    """
     counted = [layer for layer in layers if layer.depth]
-    width = max((len(layer.name) for layer in counted), default=0)
-    return [f"{layer.name:<{width}}  {_outcome(layer, tensors)}" for layer in counted]
+    if folded and len(counted) > _SCREEN:
+        pairs = list(_folded(counted, tensors))
+    else:
+        pairs = [(layer.name, _outcome(layer, tensors)) for layer in counted]
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name:<{width}}  {outcome}" for name, outcome in pairs]
+
+
+def _folded(layers: Sequence[LayerOutline], tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, str]]:
+    own: dict[str, list[TensorPlan]] = defaultdict(list)
+    for tensor in tensors:
+        own[tensor.layer].append(tensor)
+    for network, members in groupby(layers, lambda layer: _copied_from(own[layer.name])):
+        run = list(members)
+        if not network or len(run) <= _FEW:
+            yield from ((layer.name, _outcome(layer, own[layer.name])) for layer in run)
+            continue
+        first, last = (own[layer.name][0].source_layer for layer in (run[0], run[-1]))
+        parameters = sum(layer.parameters for layer in run)
+        size = f"{len(run)} layers, {parameters:,} parameters"
+        yield f"{run[0].name} … {run[-1].name}", f"copied from {network}:{first} … {last} ({size})"
+
+
+def _copied_from(tensors: Sequence[TensorPlan]) -> str:
+    """Return the network that gives a layer as a whole; empty where none does."""
+    networks = {tensor.network if tensor.action == "copied" else "" for tensor in tensors}
+    return networks.pop() if len(networks) == 1 else ""
 
 
 def _outcome(layer: LayerOutline, tensors: Sequence[TensorPlan]) -> str:

@@ -71,7 +71,7 @@ def transfer_start(
         kind="transfer",
         words=experiment.description or experiment.name,
         reason="initialized: transferred network",
-        sentences=[*origins, *found_sentences(sources), *notes, *plan.summary()],
+        sentences=[*origins, *found_sentences(sources), *notes, *plan.summary(folded=True)],
         tags={**lineage, **tags},
         params={
             **({} if trained is None else source_params(trained)),

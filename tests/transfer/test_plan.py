@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection, SubsampledSection
 from dmx.errors import CheckpointError, TransferError
-from dmx.model.sketch import sketch_network
+from dmx.model.sketch import sketch_module, sketch_network
 from dmx.transfer.apply import apply_plan
 from dmx.transfer.describe import TensorInfo
 from dmx.transfer.header import check_header, read_header
@@ -62,6 +63,31 @@ def test_the_summary_has_a_line_per_layer_and_ends_with_the_count() -> None:
     assert "initialized: the head is new" in lines[names.index("head")]
     assert "sliced from source:normal.block_1" in lines[0]
     assert any(line.startswith("Warning: ") for line in lines)
+
+
+def deep(layers: int, *, inputs: int = 2) -> nn.Sequential:
+    kernels = [nn.Conv2d(inputs, 2, 1), *(nn.Conv2d(2, 2, 1) for _ in range(layers - 2)), nn.Conv2d(2, 4, 1)]
+    return nn.Sequential(*kernels)
+
+
+def test_many_layers_that_are_copied_whole_are_one_line() -> None:
+    theirs = sketch_module(deep(40), name="photos")
+    same = plan_transfer(theirs, sketch_module(deep(40), name="target"))
+    assert [line.split()[:3] for line in same.summary(folded=True)[:2]] == [
+        ["0", "…", "38"],
+        ["39", "initialized:", "the"],
+    ]
+    assert "copied from photos:0 … 38 (39 layers, 234 parameters)" in same.summary(folded=True)[0]
+    assert same.summary(folded=True)[2].startswith("Layer by layer")
+    wider = plan_transfer(theirs, sketch_module(deep(40, inputs=3), name="target"))
+    lines = wider.summary(folded=True)
+    assert "sliced" in lines[0]
+    assert lines[1].startswith("1 … 38 ")
+    # The whole list is still there, and a network that a screen has room for is told layer by layer.
+    assert len(same.layer_lines()) == 40
+    assert len(str(same).splitlines()) == len(same.summary()) == 41
+    few = plan_transfer(sketch_module(deep(30), name="photos"), sketch_module(deep(30), name="target"))
+    assert few.summary(folded=True) == few.summary()
 
 
 def test_rows_name_what_is_unused_as_well() -> None:
