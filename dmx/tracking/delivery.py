@@ -17,6 +17,7 @@ _EVERY_SECONDS = 2.0
 _HEARTBEAT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 300.0
 _ONCE_MORE_SECONDS = 2.0
+_LONGEST_SILENCE_SECONDS = 120.0
 _METRICS_PER_BATCH = 500
 
 Notify = Callable[[str], None]
@@ -152,11 +153,28 @@ class Courier:
         self._thread.start()
 
     def close(self) -> bool:
-        """Deliver the rest, end the thread, and return whether the store has everything."""
+        """Deliver the rest, end the thread, and return whether the store has everything.
+
+        A store that takes nothing for two minutes is no longer waited for.
+        """
         self._stopping = True
         self._wake.set()
-        self._thread.join()
+        left = -1
+        while self._thread.is_alive() and left != self._target.folder.undelivered:
+            left = self._target.folder.undelivered
+            self._thread.join(_LONGEST_SILENCE_SECONDS)
         return self._target.folder.undelivered == 0
+
+    def release(self) -> None:
+        """Let other processes work on the run, as soon as nothing of it is on its way."""
+        if self._thread.is_alive():
+            threading.Thread(target=self._release_later, daemon=True).start()
+        else:
+            self._target.folder.unlock()
+
+    def _release_later(self) -> None:
+        self._thread.join()
+        self._target.folder.unlock()
 
     def _run(self) -> None:
         wait = self._every

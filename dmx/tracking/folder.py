@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import IO
 
 from dmx.errors import RunError
+from dmx.tracking.location import project_root
+from dmx.tracking.store import RunReader
 
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DRAFT = ".partial"
 # What MLflow writes an artifact to before it gets its name.
 _UPLOADING = ".artifact.uploading."
@@ -114,3 +118,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def run_folder(store: RunReader, run_id: str, root: Path | None = None) -> RunFolder:
+    """Return the folder of a run on this machine."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"The run store names a run {run_id[:60]!r}, which is no id that a folder could have.")
+    path = (root or project_root()) / "mlruns" / "local" / run_id
+    return RunFolder(path, store.local_artifacts(run_id))

@@ -79,6 +79,15 @@ def uploads(path: Path) -> set[str]:
     return {entry["path"] for entry, _ in read_entries(path) if entry["do"] == "upload"}
 
 
+def untold(path: Path, files: Path) -> list[str]:
+    """Return the files below a folder that are to be artifacts and of which the journal does not say so yet."""
+    told = uploads(path)
+    present = sorted(file.relative_to(files) for file in files.rglob("*") if file.is_file())
+    # A checkpoint is told of when it gets its names.
+    kept = (file for file in present if file.parts[0] != "checkpoints")
+    return [file.as_posix() for file in kept if told.isdisjoint(map(str, (file, *file.parents)))]
+
+
 def _remove_torn_line(path: Path) -> None:
     if path.is_file():
         complete = path.read_bytes().rfind(b"\n") + 1

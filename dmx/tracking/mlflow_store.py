@@ -6,11 +6,10 @@ unfinished run of the same process would capture.
 
 import json
 import logging
-import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,28 +21,16 @@ from dmx.tracking.mlflow_reader import MlflowReader
 from dmx.tracking.sentences import one_sentence
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status, StoreSilentError
 from dmx.tracking.view_state import experiment_tags
+from dmx.tracking.waits import set_waits, single_attempt, time_to_upload
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Experiment, Run
 
-_ENVIRONMENT = {
-    # The defaults let one call to a dead server block for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Its links lead to pages without the project's columns.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 _METRICS_PER_CALL = 500
 _ENTRIES_PER_CALL = 90
-_UPLOADING = {
-    # A server answers to a large file only when its own storage has it.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "120",
-    # Whoever delivers tries again anyway, and says so before.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-}
+# Asking what is there reaches the storage, too.
+_PROBED = "figures"
 _LONGEST_DIGEST = 36
 # What MLflow shows in its grid.
 _SMALL_PICTURE = (256, 256)
@@ -70,9 +57,7 @@ def open_store(uri: str | None = None, root: Path | None = None) -> RunStore:
 
 def _client(uri: str) -> "MlflowClient":
     """Import MLflow quietly, without telemetry and with short waits, and connect."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_waits()
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -80,17 +65,6 @@ def _client(uri: str) -> "MlflowClient":
     # It prints a traceback of what then becomes a sentence.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-@contextmanager
-def _patient() -> Iterator[None]:
-    """Wait longer, once."""
-    before = {name: os.environ[name] for name in _UPLOADING}
-    os.environ.update({name: value for name, value in _UPLOADING.items() if before[name] == _ENVIRONMENT[name]})
-    try:
-        yield
-    finally:
-        os.environ.update(before)
 
 
 class MlflowStore(MlflowReader):
@@ -113,9 +87,22 @@ class MlflowStore(MlflowReader):
 
     @one_sentence
     def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
-        """Create a run in an experiment, which is created when it is new."""
+        """Create a run in an experiment, which is created when it is new; asked once, whatever comes back."""
         found = self._experiment(experiment)
-        return self._info(self._client.create_run(found.experiment_id, run_name=name, tags=dict(tags)))
+        with single_attempt():
+            created = self._client.create_run(found.experiment_id, run_name=name, tags=dict(tags))
+        return self._info(created)
+
+    @one_sentence
+    def discard_run(self, run_id: str) -> None:
+        """End a run and put it into the store's trash."""
+        self._client.set_terminated(run_id, "KILLED")
+        self._client.delete_run(run_id)
+
+    @one_sentence
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Give a run another name."""
+        self._client.update_run(run_id, name=name)
 
     def _experiment(self, name: str) -> "Experiment":
         from mlflow.exceptions import MlflowException
@@ -242,9 +229,10 @@ class MlflowStore(MlflowReader):
         """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
         self._artifacts(run_id)
         log = self._client.log_artifacts if source.is_dir() else self._client.log_artifact
-        # A server that hangs is known after seconds, and not after the long wait for a file.
-        self._client.search_experiments(max_results=1)
-        with _patient():
+        # A server or a storage that hangs is known after seconds, and not after the long wait for a file.
+        with single_attempt():
+            self._client.list_artifacts(run_id, _PROBED)
+        with time_to_upload(source):
             log(run_id, str(source), folder or None)
 
     @one_sentence

@@ -3,10 +3,11 @@
 import re
 
 from dmx.errors import RunError
-from dmx.tracking.store import RunReader
+from dmx.tracking.store import RunInfo, RunReader, RunStore
 
 _LONGEST = 28
 _LONGEST_GIVEN = 120
+_TRIES = 3
 
 
 def short_words(text: str) -> str:
@@ -26,13 +27,40 @@ def short_words(text: str) -> str:
 
 def next_name(store: RunReader, experiment: str, kind: str, words: str) -> str:
     """Return ``<words>-<kind>-<n>`` with a number that no run of the experiment has."""
-    start = f"{short_words(words)}-{kind}-"
+    return f"{_start(kind, words)}{_highest(store, experiment, kind, words) + 1}"
+
+
+def _start(kind: str, words: str) -> str:
+    return f"{short_words(words)}-{kind}-"
+
+
+def _highest(store: RunReader, experiment: str, kind: str, words: str) -> int:
+    start = _start(kind, words)
     numbers = [
         int(run.name.removeprefix(start))
         for run in store.list_runs(experiment=experiment, tags={"dmx.kind": kind})
         if run.name.startswith(start) and run.name.removeprefix(start).isdigit()
     ]
-    return f"{start}{max(numbers, default=0) + 1}"
+    return max(numbers, default=0)
+
+
+def sole_name(store: RunStore, run: RunInfo, words: str) -> RunInfo:
+    """Give a new run the next number where another machine has chosen the same name at the same moment.
+
+    Whoever sees the other one moves; of several, each moves by its own distance.
+
+    Returns:
+        The run as the store knows it then.
+    """
+    for _ in range(_TRIES):
+        same = store.list_runs(experiment=run.experiment, tags={"mlflow.runName": run.name})
+        ids = sorted({run.id, *(other.id for other in same)})
+        if len(ids) == 1:
+            break
+        number = _highest(store, run.experiment, run.kind, words) + 1 + ids.index(run.id)
+        store.rename_run(run.id, f"{_start(run.kind, words)}{number}")
+        run = store.get_run(run.id)
+    return run
 
 
 def check_name(name: str) -> str:

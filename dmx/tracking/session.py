@@ -1,10 +1,9 @@
 """A run while a process works on it."""
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Self
 from dmx import __version__
 from dmx.errors import RunError
 from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
+from dmx.tracking.creation import Note, alone, settle_all, settle_left
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
-from dmx.tracking.folder import RunFolder, drafted
-from dmx.tracking.journal import Journal, last_steps, uploads
+from dmx.tracking.folder import RunFolder, drafted, run_folder
+from dmx.tracking.journal import Journal, last_steps, untold
 from dmx.tracking.location import mask, project_root
-from dmx.tracking.names import check_name, next_name
+from dmx.tracking.names import check_name, next_name, sole_name
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.process import now, process_tags, require_free
 from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
@@ -25,7 +25,6 @@ from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_TAG = 5000
 _MAX_PARAM = 500
 
@@ -42,6 +41,7 @@ class NewRun:
         tags: Further tags, e.g. those of :mod:`dmx.tracking.lineage`.
         params: About twenty chosen settings.
         note: What the run is for, in Markdown.
+        texts: Artifacts without which the run could not go on; they are on the disk before the run exists.
     """
 
     experiment: str
@@ -51,6 +51,7 @@ class NewRun:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class ActiveRun:
@@ -101,7 +102,7 @@ class ActiveRun:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log settings; they never change afterwards."""
-        self.write({"do": "params", "values": {key: mask(str(value))[:_MAX_PARAM] for key, value in params.items()}})
+        self.write({"do": "params", "values": _short(params)})
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags; ``None`` removes one."""
@@ -184,16 +185,22 @@ class ActiveRun:
         with self.guarded("The end of the run"):
             self._journal.close()
         with self.guarded("The end of the run"):
-            if not self._courier.close():
-                if status != "FINISHED":
-                    # What holds up the journal, a full disk perhaps, must not make a dead run look alive.
-                    with suppress(RunError):
-                        self.store.set_status(self.info.id, status)
-                self.notify(
-                    f"Run {self.info.id} is not yet complete in {self.store.uri}. "
-                    f"When it can be reached, run 'dmx runs sync {self.info.id[:8]}'."
-                )
-        self.folder.unlock()
+            self._deliver_end(status)
+        self._courier.release()
+
+    def _deliver_end(self, status: Status) -> None:
+        if self._courier.close():
+            with suppress(RunError):
+                settle_all(self.store, self.folder.path.parents[1], patience=0.0)
+            return
+        if status != "FINISHED":
+            # What holds up the journal, a full disk perhaps, must not make a dead run look alive.
+            with suppress(RunError):
+                self.store.set_status(self.info.id, status)
+        self.notify(
+            f"Run {self.info.id} is not yet complete in {self.store.uri}. "
+            f"When it can be reached, run 'dmx runs sync {self.info.id[:8]}'."
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +228,6 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
     Raises:
         RunError: The store cannot be reached or refuses the run.
     """
-    name = check_name(new.name) if new.name is not None else next_name(store, new.experiment, new.kind, new.words)
     tags = {
         "dmx.kind": new.kind,
         "dmx.version": __version__,
@@ -230,16 +236,40 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
         **process_tags(),
         **new.tags,
     }
-    if new.note:
-        # The summary replaces the note and repeats it.
+    if new.note:  # The summary replaces the note and repeats it.
         tags |= {"mlflow.note.content": new.note[:_MAX_TAG], "dmx.description": new.note[:_MAX_TAG]}
-    info = store.create_run(new.experiment, name=name, tags={key: mask(value) for key, value in tags.items()})
-    folder = run_folder(store, info.id, root)
+    new = replace(new, tags={key: mask(value) for key, value in tags.items()})
+    mlruns = (root or project_root()) / "mlruns"
+    try:
+        with alone(mlruns):
+            # A store that cannot be reached says so below.
+            with suppress(RunError):
+                settle_left(store, mlruns)
+            return _begin(store, new, mlruns, notify)
+    except OSError as error:
+        raise RunError(f"A new run cannot be kept below '{mlruns}': {error.strerror}. Mend that first.") from error
+
+
+def _begin(store: RunStore, new: NewRun, mlruns: Path, notify: Notify) -> ActiveRun:
+    name = check_name(new.name) if new.name is not None else next_name(store, new.experiment, new.kind, new.words)
+    texts = {path: mask(text) for path, text in new.texts.items()}
+    creation = Note.write(mlruns, store.uri, params=_short(new.params), texts=texts)
+    info = creation.create(store, new.experiment, name=name, tags=new.tags)
+    if new.name is None:
+        info = sole_name(store, info, new.words)
+    folder = run_folder(store, info.id, mlruns.parent)
     folder.lock()
     run = ActiveRun(store, info, folder, notify)
     if new.params:
         run.log_params(new.params)
+    for path, text in texts.items():
+        run.log_text(path, text)
+    creation.finish(store, mlruns)
     return run
+
+
+def _short(params: Mapping[str, object]) -> dict[str, str]:
+    return {key: mask(str(value))[:_MAX_PARAM] for key, value in params.items()}
 
 
 def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, notify: Notify) -> ActiveRun:
@@ -269,21 +299,9 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
 
 def _log_untold(run: ActiveRun) -> None:
     """Tell of files that were complete when the process was killed, but of which it had not told yet."""
-    if run.folder.in_place:
-        return
-    told = uploads(run.folder.journal)
-    for file in sorted(path.relative_to(run.files) for path in run.files.rglob("*") if path.is_file()):
-        # A checkpoint is told of when it gets its names.
-        if file.parts[0] != "checkpoints" and told.isdisjoint(map(str, (file, *file.parents))):
-            run.log_file(file.as_posix())
-
-
-def run_folder(store: RunStore, run_id: str, root: Path | None = None) -> RunFolder:
-    """Return the folder of a run on this machine."""
-    if not _RUN_ID.fullmatch(run_id):
-        raise RunError(f"The run store names a run {run_id[:60]!r}, which is no id that a folder could have.")
-    path = (root or project_root()) / "mlruns" / "local" / run_id
-    return RunFolder(path, store.local_artifacts(run_id))
+    if not run.folder.in_place:
+        for file in untold(run.folder.journal, run.files):
+            run.log_file(file)
 
 
 def checkpoint_path(store: RunStore, run: RunInfo, name: str, *, root: Path | None = None) -> Path:

@@ -141,10 +141,16 @@ class RunReader(Protocol):
 
 
 class RunWriter(Protocol):
-    """What can be told to a store. Every call may be repeated without changing the result."""
+    """What can be told to a store. Every call but the first may be repeated without changing the result."""
 
     def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
-        """Create a run in an experiment, which is created when it is new."""
+        """Create a run in an experiment, which is created when it is new; this call makes another run each time."""
+
+    def discard_run(self, run_id: str) -> None:
+        """End a run and put it into the store's trash."""
+
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Give a run another name."""
 
     def set_status(self, run_id: str, status: Status) -> None:
         """Set the status, with the end time when it is a final one."""

@@ -16,18 +16,19 @@ from dmx.tracking.store import CohortInput
 from dmx.training.schedules import preview
 from dmx.workflows.checked import Checked
 from dmx.workflows.identity import IDENTITY, identity
+from dmx.workflows.privacy import hiding
 
 _RATES = "figures/learning_rate.png"
 
 
-def log_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
-    """Keep settings, cohort, machine, code, and the learning rate that is planned."""
-    run.log_text("config.yaml", portable(checked.experiment, root))
-    complete_inputs(run, checked, root)
+def first_texts(checked: Checked, root: Path) -> dict[str, str]:
+    """Return what a run must have kept before it exists, to be able to go on: its settings."""
+    hide = hiding(checked.experiment, checked.data.cohort.cases, root)
+    return {"config.yaml": hide(portable(checked.experiment, root))}
 
 
 def complete_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
-    """Keep what belongs to the inputs beside the settings, unless all of it was kept before the process was killed."""
+    """Keep cohort, machine, code and planned learning rate, unless that was done before the process was killed."""
     # It is kept last.
     if (run.files / _RATES).is_file():
         return

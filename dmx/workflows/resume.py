@@ -10,11 +10,13 @@ from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names, set_aside
+from dmx.tracking.creation import settle_all
+from dmx.tracking.folder import run_folder
 from dmx.tracking.lineage import UNTRAINED
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.process import require_free
 from dmx.tracking.reap import sync
-from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run, run_folder
+from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
 from dmx.tracking.store import RunInfo, RunReader, RunStore
 from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
@@ -75,6 +77,7 @@ def resume(
         CohortError: The cases are no longer those of the run.
     """
     store = open_store(uri, session.root)
+    settle_all(store, session.root / "mlruns")
     info = _with_all_it_told(store, find_training(store, run_name), session)
     _require_unfinished(info, extension)
     before = run_experiment(store, info)

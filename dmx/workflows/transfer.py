@@ -28,7 +28,7 @@ from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.freezing import check_origin
 from dmx.workflows.identity import find_leaks, require_no_leak
-from dmx.workflows.inputs import log_inputs
+from dmx.workflows.inputs import complete_inputs, first_texts
 from dmx.workflows.options import transfer_options
 from dmx.workflows.params import training_params
 from dmx.workflows.privacy import hiding
@@ -194,10 +194,11 @@ def transfer(
         },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": UNTRAINED, **start.tags},
         note=experiment.description,
+        texts=first_texts(done.checked, session.root),
     )
     with start_run(store, new, root=session.root, notify=session.report.say) as run:
         run.hide = hiding(experiment, done.checked.data.cohort.cases, session.root)
-        log_inputs(run, done.checked, session.root)
+        complete_inputs(run, done.checked, session.root)
         keep_transferred(run, done)
         return Transferred(run=run.info, plan=done.plan, notes=done.notes)
 

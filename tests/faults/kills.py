@@ -192,25 +192,18 @@ class Project:
         """Call the command with the project's faults."""
         return self.machine.call(root, *words, faults={**self.faults, **options.pop("faults", {})}, **options)
 
-    def losses(self, root: Path, tally: "Tally") -> list[str]:
+    def losses(self, root: Path) -> list[str]:
         """Return in what a training that was killed differs from the one that was not."""
         found = account(root)
-        # A run that was killed before its settings were kept is closed, and its own folder stays.
-        name = f"multiscale-train-{tally.reaped + 1}"
-        expected = [("FINISHED", name), *[("KILLED", "")] * tally.reaped]
-        differences = [] if found.runs == expected else [f"runs: {found.runs}"]
-        if tally.reaped:
-            found.elsewhere[:] = [path for path in found.elsewhere if not path.startswith("mlruns/local/ID/")]
         if "apart" in self.faults:
             # MLflow's drafts in a store that dmx reaches only by copying are not its to remove.
             found.files[:] = [path for path in found.files if ".artifact.uploading." not in path]
             # What is looked at before the run is opened is downloaded into the system's temporary folder.
             found.elsewhere[:] = [path for path in found.elsewhere if not _DOWNLOADED.fullmatch(path)]
-        found.runs[:] = self.reference.runs
         # Where a process ended by itself, a model stands for the checkpoint that was its last and may still be there.
         kept = {Path(file).parent.name for file in found.files if file.startswith("checkpoints/")}
         further = [model for model in found.models if model not in self.reference.models]
-        differences += [f"models: {name}" for name, status in further if name not in kept or status != _READY]
+        differences = [f"models: {name}" for name, status in further if name not in kept or status != _READY]
         found.models[:] = [model for model in found.models if model not in further]
         return differences + found.differences(self.reference)
 
@@ -287,7 +280,7 @@ def account(root: Path) -> Account:
     """Read what a project holds; there must be one complete run."""
     with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
         runs = connection.execute(
-            "select run_uuid, status, name, artifact_uri from runs order by start_time"
+            "select run_uuid, status, name, artifact_uri from runs where lifecycle_stage = 'active' order by start_time"
         ).fetchall()
         run_id, _, _, artifacts = next(row for row in runs if row[1] == "FINISHED")
         points = connection.execute(
@@ -314,7 +307,7 @@ def account(root: Path) -> Account:
         check for check in state["training"]["origin"]["checks"] if check["occasion"] != "resume"
     ]
     return Account(
-        runs=sorted((status, "" if status == "KILLED" else name) for _, status, name, _ in runs),
+        runs=[(status, name) for _, status, name, _ in runs],
         state=flat(state),
         metrics=metrics,
         untimed=untimed,
@@ -359,7 +352,9 @@ def _elsewhere(root: Path, artifacts: Path, run_id: str) -> list[str]:
 def runs_of(root: Path) -> list[tuple[str, str, Path]]:
     """Return (id, status, artifacts) of all runs, oldest first."""
     with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
-        rows = connection.execute("select run_uuid, status, artifact_uri from runs order by start_time").fetchall()
+        rows = connection.execute(
+            "select run_uuid, status, artifact_uri from runs where lifecycle_stage = 'active' order by start_time"
+        ).fetchall()
     return [(run_id, status, Path(uri)) for run_id, status, uri in rows]
 
 
@@ -376,13 +371,11 @@ class Tally:
     Attributes:
         kills: Where it was killed.
         delivering: Kills while something was on its way to the store.
-        reaped: Runs that were killed before their settings were kept, and closed.
         processes: Commands that were called.
     """
 
     kills: list[str] = field(default_factory=list)
     delivering: int = 0
-    reaped: int = 0
     processes: int = 0
 
 
@@ -397,17 +390,13 @@ def survive(project: Project, root: Path, moments: Iterable[Mapping[str, Any]]) 
     tally = Tally()
     coming = iter(moments)
     while True:
-        live = [run for run in runs_of(root) if run[1] != "KILLED"]
-        words = ("resume", live[0][0]) if live else ("train", "balls.yaml")
+        runs = runs_of(root)
+        words = ("resume", runs[0][0]) if runs else ("train", "balls.yaml")
         ended = project.call(root, *words, **next(coming, {}))
         tally.processes += 1
         if ended.code == -9:
             tally.kills.append(ended.window)
             tally.delivering += ended.delivering
-        elif ended.code == 2 and live and "was ended before its settings were kept" in ended.said:
-            reaped = project.call(root, "runs", "reap")
-            assert reaped.code == 0, reaped.said
-            tally.reaped += 1
         else:
             assert ended.code == 0, f"{' '.join(words)} after {tally.kills}: {ended.code}: {ended.err[-3000:]}"
             return tally

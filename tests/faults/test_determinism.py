@@ -16,7 +16,7 @@ from dmx.sampling.batch import IGNORED, Batch
 from dmx.training.loop import fit
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
-from tests.faults.kills import Account, Project, Tally, account
+from tests.faults.kills import Account, Project, account
 
 # Adam divides a gradient by its own size: one that is nothing but rounding moves a weight like any other.
 SGD = "optimizer.name=sgd"
@@ -53,7 +53,7 @@ def distance(one: Account, other: Account) -> float:
 def test_the_same_seed_gives_the_same_bits(project: Project) -> None:
     root = project.copy()
     assert project.call(root, "train", "balls.yaml").code == 0
-    assert project.losses(root, Tally()) == []
+    assert project.losses(root) == []
 
 
 @pytest.mark.slow

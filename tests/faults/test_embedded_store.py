@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.journals import longest_pause, reach
-from tests.faults.kills import Project, Tally, artifacts_of, runs_of
+from tests.faults.kills import Project, artifacts_of, runs_of
 from tests.faults.together import together
 
 # MLflow itself waits 20 seconds for the lock.
@@ -41,7 +41,7 @@ def test_a_locked_database_delays_no_step_and_loses_nothing(project: Project) ->
         ended = training.result(100)
     assert ended.code == 0, ended.said
     assert longest_pause(root, 2.0) < _LONGEST_PAUSE
-    assert project.losses(root, Tally()) == []
+    assert project.losses(root) == []
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_a_database_that_stays_locked_gets_everything_with_a_sync(project: Proje
     assert refused.err.count("Error: ") == 1
     assert "locked" in refused.said
     assert project.call(root, "runs", "sync", run_id).code == 0
-    assert project.losses(root, Tally()) == []
+    assert project.losses(root) == []
 
 
 @pytest.mark.slow
@@ -107,4 +107,4 @@ def test_of_two_resumes_at_once_one_is_refused(project: Project, attempt: int) -
     assert sorted(code for code, _ in ended) == [0, 2], ended
     assert refused.count("Error: ") == 1
     assert "in use by process" in " ".join(refused.split())
-    assert project.losses(root, Tally()) == []
+    assert project.losses(root) == []

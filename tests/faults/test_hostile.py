@@ -22,8 +22,8 @@ from dmx.errors import CheckpointError, CohortError, DmxError, RunError, Transfe
 from dmx.tracking.checkpoints import checkpoint_names, fetch_checkpoint
 from dmx.tracking.family import Family, Link, Member
 from dmx.tracking.family_page import lineage_html
+from dmx.tracking.folder import run_folder
 from dmx.tracking.mlflow_store import open_store
-from dmx.tracking.session import run_folder
 from dmx.tracking.store import RunInfo
 from dmx.training.checkpoint import read_checkpoint, verify_checkpoint, write_checkpoint
 from dmx.transfer.picture import mapping_html
