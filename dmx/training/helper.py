@@ -1,8 +1,6 @@
 """What a process does that helps another one to train: its parts of each step, and nothing besides."""
 
 import json
-import os
-import threading
 import traceback
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
@@ -127,17 +125,6 @@ def tell_errors(connection: Connection, work: Callable[[], None]) -> None:
         _send(connection, {"error": "known", "text": str(error)})
     except Exception:
         _send(connection, {"error": "unknown", "text": traceback.format_exc()})
-
-
-def end_with_first_process(descriptor: int = 0) -> None:
-    """Let this process end at once when the first one is gone, which closes this descriptor, whatever it is doing."""
-
-    def watch() -> None:
-        while os.read(descriptor, 1):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _send(connection: Connection, answer: dict[str, Any]) -> None:

@@ -143,11 +143,7 @@ class HelperProcesses:
         tensors = parameters_and_buffers(state.model)
         factors = self._merge.shares(self._exchange.row(0), self._exchange.row(process), earlier=tensors)
         theirs = self._exchange.read(process)
-        for index, factor in factors.items():
-            buffer = tensors[index]
-            if factor != 1.0:
-                buffer.mul_(factor)
-            buffer.add_(theirs[index])
+        self._merge.add(tensors, theirs, factors=factors)
         for index in gradients:
             parameter = tensors[index]
             if parameter.grad is None:
@@ -156,10 +152,11 @@ class HelperProcesses:
                 parameter.grad.add_(theirs[index])
 
     def _require_same_network(self, state: TrainState) -> None:
-        for number, answer in self._answers(state).items():
-            if answer["network"] != self._exchange.described:
+        answers = self._answers(state)
+        for helper in self._helpers:
+            if answers[helper.number]["network"] != self._exchange.described:
                 raise TrainingError(
-                    f"Process {number} of {self._processes} has built another network than this one, of the same "
+                    f"{self._name(helper)} has built another network than this one, of the same "
                     "settings. Let the function that makes the network depend on its arguments alone, or set "
                     "training.processes: 1."
                 )
@@ -181,7 +178,7 @@ class HelperProcesses:
         except (EOFError, OSError):
             raise self._lost(helper, state) from None
         if "error" in answer:
-            _fail(answer, f"Process {helper.number} of {self._processes}")
+            _fail(answer, self._name(helper))
         return answer
 
     def _tell(self, helper: _Helper, message: bytes, state: TrainState) -> None:
@@ -192,16 +189,21 @@ class HelperProcesses:
             self._answer(helper, state)
             raise self._lost(helper, state) from None
 
+    def _name(self, helper: _Helper) -> str:
+        return f"Process {helper.number + 1} of the {self._processes} of this training"
+
     def _lost(self, helper: _Helper, state: TrainState) -> TrainingError:
         code = _ended(helper)
-        how = f"by {signal.Signals(-code).name}, perhaps for lack of memory" if code < 0 else f"with exit code {code}"
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        if -code == signal.SIGKILL:
+            how += ", perhaps for lack of memory"
         helper.output.seek(0)
         said = helper.output.read().decode(errors="replace").strip().splitlines()
         last = f" It said last: {said[-1][:_SHOWN]}" if said else ""
         return TrainingError(
-            f"Process {helper.number} of {self._processes} of this training (pid {helper.process.pid}) was ended "
-            f"{how}. Last checkpoint: {state.last_checkpoint or 'none yet'}. Go on with 'dmx resume', if need be with "
-            f"fewer processes (--processes).{last}"
+            f"{self._name(helper)} (pid {helper.process.pid}) was ended {how}. Last checkpoint: "
+            f"{state.last_checkpoint or 'none yet'}. Go on with 'dmx resume', if need be with fewer processes "
+            f"(--processes).{last}"
         )
 
 
@@ -239,4 +241,4 @@ def _fail(answer: dict[str, Any], who: str) -> None:
         raise MemoryTooSmallError(text)
     if kind == "known":
         raise TrainingError(text)
-    raise RuntimeError(f"{who} of this training failed:\n{text}")
+    raise RuntimeError(f"{who} failed:\n{text}")

@@ -1,6 +1,6 @@
 """Running statistics of a step whose passes several processes have done: what one process alone would have had."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,15 @@ class StatisticsMerge:
             found[index].sub_(before[index])
         self._require_same(self._still, before, found)
         return factors
+
+    @staticmethod
+    @torch.no_grad()
+    def add(tensors: Sequence[Tensor], shares: Sequence[Tensor], *, factors: Mapping[int, float]) -> None:
+        """Give the buffers of a network the shares of a process; both are on its device."""
+        for index, factor in factors.items():
+            if factor != 1.0:
+                tensors[index].mul_(factor)
+            tensors[index].add_(shares[index])
 
     def _require_same(self, numbers: Sequence[int], before: Sequence[Tensor], found: Sequence[Tensor]) -> None:
         for index in numbers:

@@ -4,8 +4,10 @@ Both are descriptors that the first process hands over. Heavy libraries are impo
 it ends.
 """
 
+import os
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -16,11 +18,21 @@ if TYPE_CHECKING:
 
 
 def main(connection: Connection, memory: int) -> None:
-    """Do what the first process asks until it is gone."""
-    from dmx.training.helper import end_with_first_process, tell_errors
+    """Do what the first process asks until it is gone; its signals, and those of the terminal, are not for this one."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_first_process, daemon=True).start()
 
-    end_with_first_process()
+    from dmx.training.helper import tell_errors
+
     tell_errors(connection, lambda: _help(connection, memory))
+
+
+def _end_with_first_process() -> None:
+    """End at once, whatever else is done here, when the first process is gone, which closes the standard input."""
+    while os.read(0, 1):
+        pass
+    os._exit(0)
 
 
 def _help(connection: Connection, memory: int) -> None:
@@ -70,7 +82,4 @@ def _checked(orders: "Orders") -> "Checked":
 
 
 if __name__ == "__main__":
-    # The first process alone decides what a signal means.
-    for _name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(_name, signal.SIG_IGN)
     main(Connection(int(sys.argv[1])), int(sys.argv[2]))
