@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from dmx.geometry import Triple
 from dmx.model.meta import meta_call, meta_patches, meta_state, mode
-from dmx.model.network import Network
+from dmx.model.network import Network, TrainableNetwork
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -57,9 +57,14 @@ def peak_bytes(network: Network, segment: Triple, *, batch_size: int, training: 
     for their own work comes on top, and so does the optimizer.
     """
     plan = network.segment_plan(segment)
+    inputs = meta_patches(plan, batch_size=batch_size, num_channels=network.num_channels)
+    return pass_bytes(network, inputs, training=training)
+
+
+def pass_bytes(network: TrainableNetwork, inputs: Sequence[Tensor], *, training: bool) -> int:
+    """Return the same for inputs of any shape, which have no values themselves."""
     with mode(network, training=training), torch.set_grad_enabled(training):
         state = meta_state(network)
-        inputs = meta_patches(plan, batch_size=batch_size, num_channels=network.num_channels)
         with _LiveBytes([*state.values(), *inputs]) as live:
             output = meta_call(network, state, inputs)
             if training:

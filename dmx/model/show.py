@@ -1,7 +1,7 @@
 """What a network is made of and what it costs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from dmx.model.groups import LayerGroup
 from dmx.model.memory import peak_bytes
 from dmx.model.meta import meta_call, meta_patches, meta_state, mode
 from dmx.model.multiscale import MultiScaleNet
-from dmx.model.network import Network
+from dmx.model.network import Network, TrainableNetwork
 
 _FLOAT_BYTES = 4
 # RMSProp with momentum and Adam keep two numbers per weight.
@@ -24,7 +24,7 @@ _OPTIMIZER_VALUES = 2
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer for one segment.
+    """One layer for one segment, image or volume.
 
     Attributes:
         name: Name in the state dict.
@@ -34,10 +34,10 @@ class LayerReport:
         kernels: Size of each kernel; several where one is factorized, none in a layer without.
         in_channels: Channels that the first kernel gets; None without kernel.
         out_channels: Channels that the last kernel gives; None without kernel.
-        output_shape: Size of its output without batch and channels, with the channels in layers of transformers;
-            empty where it gives none.
+        output_shape: Size of its output without batch and channels; with the channels in linear layers, and in layers
+            of transformers; empty where it gives none.
         parameters: Trainable numbers.
-        multiply_adds: Multiplications with addition per segment, in convolutions and linear layers.
+        multiply_adds: Multiplications with addition per input, in convolutions and linear layers.
         is_head: Whether it gives the class scores.
     """
 
@@ -106,7 +106,7 @@ def describe(network: Network, section: ModelSection, segment: Triple, *, batch_
         ModelError: The network cannot take a segment of this size.
     """
     plan = network.segment_plan(segment)
-    layers = _layers(network, plan)
+    layers = layer_reports(network, meta_patches(plan, batch_size=1, num_channels=network.num_channels))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     training = peak_bytes(network, segment, batch_size=batch_size, training=True)
     return ModelReport(
@@ -117,32 +117,41 @@ def describe(network: Network, section: ModelSection, segment: Triple, *, batch_
         parameters=parameters,
         multiply_adds=sum(layer.multiply_adds for layer in layers),
         batch_size=batch_size,
-        training_bytes=training + _OPTIMIZER_VALUES * _FLOAT_BYTES * parameters,
+        training_bytes=training + optimizer_bytes(parameters),
         prediction_bytes=peak_bytes(network, segment, batch_size=batch_size, training=False),
     )
 
 
-def _layers(network: Network, plan: SegmentPlan) -> tuple[LayerReport, ...]:
-    """Run the network without computing and note what passes each layer."""
+def optimizer_bytes(parameters: int) -> int:
+    """Return what an optimizer keeps for so many numbers that it trains."""
+    return _OPTIMIZER_VALUES * _FLOAT_BYTES * parameters
+
+
+def layer_reports(network: TrainableNetwork, inputs: Sequence[Tensor]) -> tuple[LayerReport, ...]:
+    """Run a network without computing and note what passes each layer.
+
+    Args:
+        network: The network; it stays as it is.
+        inputs: One tensor [1, C, …] without values per patch that it reads.
+    """
     groups = network.layer_groups()
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     costs: dict[nn.Module, int] = {}
 
-    def note_shape(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+    def note_shape(module: nn.Module, given: tuple[Any, ...], output: object) -> None:
         if isinstance(output, Tensor):
             # Layers of transformers keep the channels last, and their windows in the place of the batch.
-            tokens = isinstance(module, nn.Linear | nn.LayerNorm) or output.ndim != 5
+            tokens = isinstance(module, nn.Linear | nn.LayerNorm) or output.ndim != inputs[0].ndim
             shapes[module] = tuple(output.shape[1 if tokens else 2 :])
 
-    def note_cost(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        costs[module] = costs.get(module, 0) + _multiply_adds(module, inputs[0], output)
+    def note_cost(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        costs[module] = costs.get(module, 0) + _multiply_adds(module, given[0], output)
 
     hooked: list[tuple[nn.Module, Callable[..., None]]] = [(group.modules[-1], note_shape) for group in groups]
     hooked += [(module, note_cost) for module in network.modules() if _is_kernel(module)]
     handles = [module.register_forward_hook(hook) for module, hook in hooked]
     try:
         with mode(network, training=False), torch.no_grad():
-            inputs = meta_patches(plan, batch_size=1, num_channels=network.num_channels)
             meta_call(network, meta_state(network), inputs)
     finally:
         for handle in handles:

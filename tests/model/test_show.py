@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from dmx.cli import layers
 from dmx.cli import model as command
 from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection
 from dmx.errors import ModelError
@@ -80,7 +81,7 @@ def test_layers_of_other_networks_are_described() -> None:
 def test_the_command_shows_the_network(columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "full.yaml"
     file.write_text(EXPERIMENT)
-    monkeypatch.setattr(command.out, "width", int(columns))
+    monkeypatch.setattr(layers.out, "width", int(columns))
     result = CliRunner().invoke(command.app, ["show", str(file), "--segment", "45", "--batch-size", "1"])
     assert result.exit_code == 0, result.output
     for words in ("2,008,901", "45×45×45 voxels → output 29×29×29", "150→250", "subsampled_2", "81×81×81 of the scan"):  # noqa: RUF001

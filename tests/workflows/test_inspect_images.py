@@ -16,6 +16,7 @@ from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.config.load import build_experiment
 from dmx.errors import CohortError, ConfigError, ModelError
 from dmx.evaluation.activations import read_activations, read_stimulus_names
+from dmx.model.show_scores import ScoringReport
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.ablate import AblateRequest, ablate
 from dmx.workflows.activations import ActivationsRequest, activations
@@ -120,8 +121,9 @@ def test_what_does_not_fit_images_is_said(root: Path) -> None:
 
 
 def test_names_of_layers_are_listed(root: Path) -> None:
-    layers = describe_run("gray/first", uri=None, root=root)
-    assert isinstance(layers, tuple)
+    report = describe_run("gray/first", uri=None, root=root)
+    assert isinstance(report, ScoringReport)
+    layers = report.layers
     assert [layer.name for layer in layers] == ["features.0", "features.1", "features.4", "head.1"]
     assert [layer.is_head for layer in layers] == [False, False, False, True]
     assert layers[0].parameters == 6 * 3 * 9 + 6
