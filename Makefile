@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_ALL := $(VENV)/.ready-all
 DMX := $(BIN)/dmx
 DEMO := demo/cohort_a/manifest.csv
 FEW := demo/cohort_b/few.csv
@@ -57,8 +58,13 @@ $(FEW): | $(READY)
 test: $(READY)  ## Run the tests (a few minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-all: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest -n 2 -m 'slow or not slow' $(ARGS)
+# A team server for the tests, about 100 MB more. What is skipped all the same is named at the end, with the reason.
+$(READY_ALL): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server-tests]'
+	@touch $@
+
+test-all: $(READY_ALL)  ## Run the slow tests too (about an hour and a half on two cores)
+	$(BIN)/python -m pytest -n 2 -rs -m 'slow or not slow' $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)

@@ -14,7 +14,7 @@ import pytest
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.session import Session
 from dmx.workflows.train import train
-from tests.faults.kills import Machine, Project
+from tests.faults.kills import HEAD_ONLY, Machine, Project
 from tests.faults.world import World
 from tests.workflows.conftest import settings
 
@@ -49,6 +49,8 @@ class Projects(Mapping[str, Project]):
         "plain": {},
         "workers and fp16": {"sampling": {"workers": 2}, "training": {"precision": "fp16"}},
         "artifacts apart": {"faults": {"apart": True}},
+        "images": {"images": True},
+        "images and fixed features": {"images": True, **HEAD_ONLY},
     }
 
     def __init__(self, machine: Machine, folder: Path, store: Path) -> None:

@@ -19,9 +19,11 @@ import torch
 import yaml
 
 from dmx.config.load import as_dict
+from dmx.config.trust import VARIABLE
 from dmx.training.checkpoint import read_checkpoint
 from tests.faults.kills_board import POINTS
 from tests.workflows.conftest import make_manifest, settings
+from tests.workflows.tiny_images import NAME, image_settings, make_images
 
 TOP = Path(__file__).parents[2]
 _UNTIMED = ("time/", "throughput/", "cpu/")
@@ -142,6 +144,31 @@ def small_training(root: Path, **sections: Any) -> None:
     (root / "balls.yaml").write_text(yaml.safe_dump(as_dict(experiment)))
 
 
+def small_classification(root: Path, **sections: Any) -> None:
+    """Write images and an experiment whose images change at random and whose first layer is frozen for an epoch."""
+    if not (root / "cohort.csv").exists():
+        make_images(root, name="cohort")
+    values: dict[str, Any] = {
+        "name": "balls",
+        "training": {"epochs": 4, "batch_size": 4, "moving_average": 0.9},
+        "image_augmentation": {"crop": "random", "flip": 0.5},
+        "checkpoints": {"every_steps": 2},
+        "freeze": {"layers": ["network.features.0"], "unfreeze": {1: {"layers": ["network.features.0"]}}},
+        "schedule": {"name": "plateau", "patience": 1},
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    experiment = image_settings(root / "cohort.csv", **values)
+    (root / "balls.yaml").write_text(yaml.safe_dump(as_dict(experiment)))
+
+
+# A classification of which nothing but the head is trained, so that the features before it are computed once.
+HEAD_ONLY = {
+    "image_augmentation": {"crop": "center", "flip": 0.0},
+    "freeze": {"layers": ["network.features.*"], "norm_statistics": "frozen", "unfreeze": {}},
+}
+
+
 class Project:
     """A project with a cohort, prepared cases, an experiment and an empty store, and what a training of it becomes.
 
@@ -149,6 +176,7 @@ class Project:
         machine: Starts the commands.
         folder: Where the project and its copies are.
         store: A database that MLflow has migrated; it is made when it is not there, which takes seconds.
+        images: Whether it classifies images.
         faults: Brought into all its processes.
         sections: Changes of the experiment.
 
@@ -158,7 +186,14 @@ class Project:
     """
 
     def __init__(
-        self, machine: Machine, folder: Path, *, store: Path, faults: Mapping[str, Any] | None = None, **sections: Any
+        self,
+        machine: Machine,
+        folder: Path,
+        *,
+        store: Path,
+        images: bool = False,
+        faults: Mapping[str, Any] | None = None,
+        **sections: Any,
     ) -> None:
         self.machine = machine
         self.faults = dict(faults or {})
@@ -166,7 +201,7 @@ class Project:
         self._count = 0
         self.template = folder / "template"
         (self.template / "mlruns").mkdir(parents=True)
-        small_training(self.template, **sections)
+        (small_classification if images else small_training)(self.template, **sections)
         if store.exists():
             shutil.copy(store, self.template / "mlruns/mlflow.db")
         else:
@@ -190,7 +225,9 @@ class Project:
 
     def call(self, root: Path, *words: str, **options: Any) -> Ended:
         """Call the command with the project's faults."""
-        return self.machine.call(root, *words, faults={**self.faults, **options.pop("faults", {})}, **options)
+        environment = {VARIABLE: NAME, **options.pop("environment", {})}
+        faults = {**self.faults, **options.pop("faults", {})}
+        return self.machine.call(root, *words, faults=faults, environment=environment, **options)
 
     def losses(self, root: Path) -> list[str]:
         """Return in what a training that was killed differs from the one that was not."""

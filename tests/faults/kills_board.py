@@ -25,6 +25,8 @@ POINTS = (
     "commit",
     "committed",
     "created",
+    "noted",
+    "journaled",
     "validated",
     "published",
 )

@@ -72,12 +72,14 @@ def _watch_database(plan: Plan) -> None:
 def _watch_training(plan: Plan) -> None:
     from dmx.training import checkpoint, loop
     from dmx.workflows import saving
+    from dmx.workflows.score_validation import ScoreValidation
     from dmx.workflows.validation import Validation
 
     board = plan.board
     around(loop, "train_step", before=lambda: _at(plan, "in a step", "step"), after=lambda: plan.reach("stepped"))
     around(loop, "_save_within_epoch", before=lambda: _at(plan, "between steps"))
-    around(Validation, "__call__", before=lambda: _at(plan, "in a validation"), after=lambda: _validated(plan))
+    for validation in (Validation, ScoreValidation):
+        around(validation, "__call__", before=lambda: _at(plan, "in a validation"), after=lambda: _validated(plan))
     around(saving, "write_checkpoint", before=lambda: _at(plan, "while a checkpoint is written"))
     write = checkpoint._write
 
@@ -95,15 +97,14 @@ def _watch_run(plan: Plan) -> None:
     import dmx.tracking.session as sessions
     from dmx.tracking import delivery, pictures
     from dmx.tracking.checkpoints import Checkpoints
+    from dmx.tracking.creation import Note
+    from dmx.tracking.journal import Journal
     from dmx.tracking.mlflow_store import MlflowStore
     from dmx.workflows import resume, train
 
-    around(
-        MlflowStore,
-        "create_run",
-        before=lambda: _at(plan, "while the run is created"),
-        after=lambda: plan.reach("created"),
-    )
+    around(Note, "add", before=lambda: _at(plan, "while the run is created"), after=lambda: plan.reach("noted"))
+    around(MlflowStore, "create_run", after=lambda: plan.reach("created"))
+    around(Journal, "append", after=lambda: plan.reach("journaled"))
     around(resume, "resume_run", before=lambda: _at(plan, "while a resume begins"))
     around(
         Checkpoints,

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -202,12 +203,17 @@ class Gate:
     Attributes:
         mode: ``open``; ``hang``: connections are taken and nothing comes back; ``closed``: refused; ``swallow``: every
             third answer is lost after the request has been carried out.
+        fate: (part of a request, what becomes of the next one with it): ``lost``: carried out, and not answered;
+            ``late``: carried out when :attr:`late` is set, long after whoever asked has gone.
+        late: Lets requests through that were held back.
     """
 
     def __init__(self, target: int) -> None:
         self.port = free_port()
         self.mode = "open"
         self.swallowed = 0
+        self.fate: tuple[bytes, str] | None = None
+        self.late = threading.Event()
         self._target = target
         self._answers = 0
         self._connections: set[socket.socket] = set()
@@ -263,9 +269,28 @@ class Gate:
                     if self._answers % 3 == 0:
                         self.swallowed += 1
                         break
+                if not answers and self.fate is not None and self.fate[0] in data:
+                    _, what = self.fate
+                    self.fate = None
+                    while not _whole(data):
+                        data += source.recv(65536)
+                    threading.Thread(target=self._carry_out, args=(data, what), daemon=True).start()
+                    if what == "lost":
+                        # Long enough for the work, and shorter than anybody waits.
+                        time.sleep(2.0)
+                        break
+                    continue
                 target.sendall(data)
         for end in (source, target):
             self._cut(end)
+
+    def _carry_out(self, request: bytes, what: str) -> None:
+        """Send a request that nobody waits for."""
+        if what == "late":
+            self.late.wait(120)
+        with closing(socket.create_connection((_HOST, self._target))) as server:
+            server.sendall(request)
+            server.recv(65536)
 
     def _wait(self) -> None:
         while self.mode == "hang":
@@ -276,6 +301,13 @@ class Gate:
         with suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
         end.close()
+
+
+def _whole(request: bytes) -> bool:
+    """Return whether a request has come with all of its body."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 class TeamServer:

@@ -1,5 +1,6 @@
 """The same seed gives the same bits, whoever prepares the segments; what threads and accumulation change is bounded."""
 
+import csv
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from dmx.sampling.batch import IGNORED, Batch
 from dmx.training.loop import fit
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
-from tests.faults.kills import Account, Project, account
+from tests.faults.kills import Account, Project, account, artifacts_of
 
 # Adam divides a gradient by its own size: one that is nothing but rounding moves a weight like any other.
 SGD = "optimizer.name=sgd"
@@ -60,6 +61,42 @@ def test_the_same_seed_gives_the_same_bits(project: Project) -> None:
 def test_workers_do_not_change_a_bit_and_the_seed_does(project: Project) -> None:
     assert same_bits(trained(project, "sampling.workers=2"), project.reference)
     assert not same_bits(trained(project, "seed=1"), project.reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["images", "images and fixed features"])
+def test_images_give_the_same_bits_whoever_prepares_them_and_after_a_resume(
+    projects: Mapping[str, Project], mode: str
+) -> None:
+    """Three steps are an epoch: the training is killed in the second epoch, with a checkpoint in the middle of it."""
+    project = projects[mode]
+    assert same_bits(trained(project), project.reference)
+    assert same_bits(trained(project, "sampling.workers=2"), project.reference)
+    assert not same_bits(trained(project, "seed=1"), project.reference)
+    for workers in (0, 2):
+        root = project.copy()
+        words = ("train", "balls.yaml", "--set", f"sampling.workers={workers}")
+        assert project.call(root, *words, at=[("step", 6, "KILL")]).code == -9
+        run_id, folder = artifacts_of(root)
+        assert (folder / "checkpoints/step_000000005").is_dir()
+        assert project.call(root, "resume", run_id).code == 0
+        assert same_bits(account(root), project.reference)
+
+
+@pytest.mark.slow
+def test_the_scores_of_images_repeat_themselves(projects: Mapping[str, Project]) -> None:
+    project = projects["images"]
+    root = project.copy()
+    assert project.call(root, "train", "balls.yaml").code == 0
+    tables = []
+    for name in ("one", "two"):
+        words = ("predict", "--from-run", "balls/last", "cohort.csv", "--split", "evaluation", "-o", f"{name}.csv")
+        assert project.call(root, *words).code == 0
+        with (root / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert rows
+        tables.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

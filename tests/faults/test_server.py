@@ -75,6 +75,14 @@ class Study:
         """Return the time between the last entry and the end of the command, in seconds."""
         return self._ended - (self.folder / "journal.jsonl").stat().st_mtime
 
+    def runs(self) -> list[tuple[str, str, str]]:
+        """Return (id, status, active or deleted) of all runs that the server ever had of this study."""
+        query = "select run_uuid, r.status, r.lifecycle_stage from runs r join experiments using (experiment_id)"
+        return [(a, b, c) for a, b, c in self.team.postgres.rows(f"{query} where experiments.name = %s", self.name)]
+
+    def synced(self) -> bool:
+        return self.call("runs", "sync", self.folder.name).code == 0
+
     def delivered(self) -> int:
         file = self.folder / "delivered"
         return int(file.read_text()) if file.exists() else 0
@@ -232,6 +240,52 @@ def test_what_a_server_stands_on_fails_and_comes_back(study: Study, what: str) -
         assert synced.code == 0, synced.said
     assert study.losses() == []
     assert what != "answers" or team.gate.swallowed > 2
+
+
+@pytest.mark.slow
+def test_a_lost_answer_to_the_creation_of_a_run_makes_no_second_one(study: Study) -> None:
+    study.team.gate.fate = (b"runs/create", "lost")
+    training = study.begin(0.0)
+    until(study.runs, 60, "the run is there")
+    # Its answer never comes, so nobody knows of it yet.
+    assert not (study.root / "mlruns/local").exists()
+    finished(study, training)
+    assert study.runs() == [(study.folder.name, "FINISHED", "active")]
+    assert study.losses() == []
+
+
+@pytest.mark.slow
+def test_a_creation_that_is_carried_out_late_leaves_no_run(study: Study) -> None:
+    """The server makes a second run when the training has begun with the one that it got by asking again."""
+    gate = study.team.gate
+    gate.fate = (b"runs/create", "late")
+    training = study.begin(0.5)
+    study.reach(3)
+    gate.late.set()
+    finished(study, training)
+    gate.late.clear()
+    runs = study.runs()
+    assert sorted(stage for _, _, stage in runs) == ["active", "deleted"]
+    assert {status for _, status, _ in runs} == {"FINISHED", "KILLED"}
+    assert (study.folder.name, "FINISHED", "active") in runs
+    assert study.losses() == []
+    assert list((study.root / "mlruns/creating").glob("*.jsonl")) == []
+
+
+@pytest.mark.slow
+def test_a_storage_that_hangs_delays_the_end_by_less_than_a_minute(study: Study) -> None:
+    """The server answers; what it keeps artifacts in takes connections and says nothing."""
+    bucket = study.team.bucket.gate
+    training = study.begin(0.3)
+    study.reach(4)
+    bucket.set("hang")
+    ended = finished(study, training)
+    assert f"dmx runs sync {study.folder.name[:8]}" in ended.said
+    print(f"\nthe end took {study.waited():.0f} s")
+    assert study.waited() < _LONGEST_END
+    bucket.set("open")
+    until(study.synced, 60, "the server takes files again")
+    assert study.losses() == []
 
 
 @pytest.mark.slow
