@@ -14,7 +14,10 @@ from dmx.cli.console import err, out
 from dmx.errors import CohortError, suggest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from dmx.cohort.check import CheckReport
+    from dmx.cohort.check_images import ImageReport
 
 app = typer.Typer(
     help="Describe, check, split and look at the scans of a study.", no_args_is_help=True, rich_markup_mode="rich"
@@ -120,27 +123,62 @@ def make(
 
 @app.command()
 def check(
-    manifest: Manifest,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Manifest of scans; or images: a .stim.csv, a table or a folder.", show_default=False
+        ),
+    ],
     fill: Annotated[
         list[str] | None, typer.Option(help="Channel that cases may lack, as the experiment fills it; repeat it.")
     ] = None,
+    validation: Annotated[Path | None, typer.Option(help="Images for validation that another source has.")] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="Images for evaluation that another source has.")] = None,
 ) -> None:
     """Read every file and list all that is wrong; exit code 2 on an error."""
+    from dmx.cli.checked import print_findings, print_images
+    from dmx.cohort.gather import lists_images
+
+    more = {name: path for name, path in (("validation", validation), ("evaluation", evaluation)) if path is not None}
+    report: CheckReport
+    if lists_images(source):
+        if fill:
+            raise CohortError(f"--fill is for channels of scans, '{source}' lists images.")
+        report = images = _check_images(source, more)
+        print_images(images)
+        print_findings(images, cases="images")
+    else:
+        if more:
+            raise CohortError(f"--{next(iter(more))} is for images, '{source}' is a manifest: it has a column 'split'.")
+        report = _check_scans(source, fill or ())
+        print_findings(report)
+    if report.errors:
+        raise typer.Exit(2)
+
+
+def _check_images(source: Path, more: "Mapping[str, Path]") -> "ImageReport":
+    from dmx.cohort.check_images import check_images
+    from dmx.cohort.gather import read_stimuli
+
+    stimuli = read_stimuli(source, require_files=False)
+    others = {split: read_stimuli(path, require_files=False) for split, path in more.items()}
+    with _progress("Checking") as progress:
+        return check_images(stimuli, others, progress=progress)
+
+
+def _check_scans(manifest: Path, fill: "Sequence[str]") -> "CheckReport":
     from dmx.cohort.check import check_cohort
     from dmx.cohort.manifest import read_manifest
 
     cohort = read_manifest(manifest)
-    for name in fill or ():
+    for name in fill:
         if name not in cohort.channels:
             near = suggest(name, cohort.channels)
             raise CohortError(
                 f"--fill names the channel '{name}', '{manifest}' has {', '.join(cohort.channels)}.{near}"
             )
     with _progress("Checking") as progress:
-        report = check_cohort(cohort, fill=fill or (), progress=progress)
-    _print_report(report)
-    if report.errors:
-        raise typer.Exit(2)
+        return check_cohort(cohort, fill=fill, progress=progress)
 
 
 @app.command()
@@ -208,20 +246,6 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
             raise CohortError(f"{option} must be NAME=PATTERN, each name once, got '{text}'.")
         pairs[name] = pattern
     return pairs
-
-
-def _print_report(report: "CheckReport") -> None:
-    if report.findings:
-        table = Table("severity", "case", "column", "finding", show_lines=False)
-        for finding in report.findings:
-            color = "red" if finding.severity == "error" else "yellow"
-            cells = (escape(text) for text in (finding.case, finding.column, finding.message))
-            table.add_row(f"[{color}]{finding.severity}[/]", *cells)
-        out.print(table)
-    out.print(
-        f"{escape(report.cohort)}: {report.num_cases} cases, {report.num_files} files, "
-        f"{len(report.errors)} errors, {len(report.warnings)} warnings"
-    )
 
 
 @contextmanager

@@ -8,23 +8,25 @@ from pathlib import Path
 
 from dmx.cohort.digest import files_sha256
 from dmx.cohort.image_folder import read_image_folder
-from dmx.cohort.image_table import read_image_table
+from dmx.cohort.image_table import PATH, read_image_table
 from dmx.cohort.manifest import name_problem
 from dmx.cohort.splits import k_fold, split_by_subject
 from dmx.cohort.stim_csv import SUFFIX, read_stim_csv
 from dmx.cohort.stimuli import Stimulus, StimulusSet, where
+from dmx.cohort.text import read_text
 from dmx.config.images import StimuliSection
 from dmx.errors import CohortError, suggest
 
 _DIGEST_LENGTH = 32
 
 
-def read_stimuli(source: str | Path, *, classes: Sequence[str] = ()) -> StimulusSet:
+def read_stimuli(source: str | Path, *, classes: Sequence[str] = (), require_files: bool = True) -> StimulusSet:
     """Read a ``.stim.csv``, a table ``.csv`` or a folder with a folder per class.
 
     Args:
         source: File or folder.
         classes: Names of the classes in the order of the network's outputs; empty: as the source says.
+        require_files: Whether the images that a file names must be there.
 
     Raises:
         CohortError: The source cannot be used; the message names file and row.
@@ -33,12 +35,22 @@ def read_stimuli(source: str | Path, *, classes: Sequence[str] = ()) -> Stimulus
     if source.is_dir():
         return read_image_folder(source, classes=classes)
     if source.name.endswith(SUFFIX):
-        return _with_classes(read_stim_csv(source), classes)
+        return _with_classes(read_stim_csv(source, require_files=require_files), classes)
     if source.suffix.lower() == ".csv":
-        return read_image_table(source, classes=classes)
+        return read_image_table(source, classes=classes, require_files=require_files)
     if not source.exists():
         raise CohortError(f"There are no stimuli '{source}'.")
     raise CohortError(f"Stimuli must be a file that ends in {SUFFIX} or .csv, or a folder, got '{source}'.")
+
+
+def lists_images(source: Path) -> bool:
+    """Return whether a source is of images: a folder, a ``.stim.csv``, or a table with a column ``path``."""
+    if source.is_dir() or source.name.endswith(SUFFIX):
+        return True
+    if source.suffix.lower() != ".csv" or not source.is_file():
+        return False
+    header = next((line for line in read_text(source, "Table").splitlines() if not line.startswith("#")), "")
+    return PATH in [cell.strip().strip('"') for cell in header.split(",")]
 
 
 def gather_stimuli(section: StimuliSection, *, seed: int) -> StimulusSet:
@@ -65,7 +77,7 @@ def gather_stimuli(section: StimuliSection, *, seed: int) -> StimulusSet:
                 raise CohortError(f"'{section.source}' has stimuli of {split} already, beside those of '{source}'.")
             # A folder for scoring may lack a class; it is joined by name.
             classes = () if Path(source).is_dir() else section.classes
-            more = _joined(first, read_stimuli(source, classes=classes))
+            more = joined(first, read_stimuli(source, classes=classes))
             gathered = replace(gathered, stimuli=(*gathered.stimuli, *(replace(s, split=split) for s in more)))
     if section.fold is not None:
         gathered = k_fold(gathered, fold=section.fold, folds=section.folds, seed=seed)
@@ -132,10 +144,13 @@ def _with_classes(stimuli: StimulusSet, classes: Sequence[str]) -> StimulusSet:
     return replace(stimuli, classes=tuple(classes), labels=tuple(range(len(classes))))
 
 
-def _joined(first: StimulusSet, other: StimulusSet) -> tuple[Stimulus, ...]:
+def joined(first: StimulusSet, other: StimulusSet) -> tuple[Stimulus, ...]:
     """Return the other set's stimuli with the labels of the first.
 
     Two ``.stim.csv`` speak of the same classes by the same labels, all others by the same names.
+
+    Raises:
+        CohortError: The sets do not speak of the same classes.
     """
     if bool(first.header) != bool(other.header):
         raise CohortError(

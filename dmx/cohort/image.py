@@ -5,6 +5,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
@@ -30,6 +31,19 @@ _EXIF_ORIENTATION = 0x0112
 _warnings_lock = Lock()
 
 
+@dataclass(frozen=True)
+class ImageKind:
+    """What kind of image a file holds.
+
+    Attributes:
+        size: Height and width as it is meant to be seen, in pixels.
+        mode: How the file keeps a pixel, in Pillow's words: ``L`` gray, ``RGB``, ``RGBA``, ``P`` with a palette, …
+    """
+
+    size: tuple[int, int]
+    mode: str
+
+
 def read_image(path: str | Path, mode: Literal["RGB"] = "RGB") -> NDArray[np.uint8]:
     """Read an image as it is meant to be seen.
 
@@ -46,14 +60,28 @@ def read_image(path: str | Path, mode: Literal["RGB"] = "RGB") -> NDArray[np.uin
     Raises:
         CohortError: The file cannot be used; the message names it.
     """
-    path = Path(path)
+    return _read(Path(path), mode)[0]
+
+
+def image_kind(path: str | Path) -> ImageKind:
+    """Read an image as :func:`read_image` does, and say what it is.
+
+    Raises:
+        CohortError: The file cannot be used; the message names it.
+    """
+    return _read(Path(path), "RGB")[1]
+
+
+def _read(path: Path, mode: str) -> tuple[NDArray[np.uint8], ImageKind]:
     try:
         # A pipe would wait for ever, a device never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise CohortError(f"Image '{path}' cannot be read: it is not a file.")
         with path.open("rb") as stream:
-            upright = _turned(_open(path, stream))
-            return np.array(_converted(path, upright, mode), dtype=np.uint8)
+            image = _open(path, stream)
+            upright = _turned(image)
+            array = np.array(_converted(path, upright, mode), dtype=np.uint8)
+            return array, ImageKind(size=(upright.height, upright.width), mode=image.mode)
     except CohortError:
         raise
     except FileNotFoundError as error:

@@ -17,17 +17,20 @@ from dmx.cohort.text import csv_rows, read_text, shown
 from dmx.errors import CohortError, suggest
 
 _WHAT = "Table"
-_PATH, _GROUPS, _SPLIT = "path", ("subject", "group"), "split"
-_TEXTS = (_PATH, LABEL, CONDITION, *_GROUPS, _SPLIT)
+PATH = "path"
+"""Column of a table of images that no other table has."""
+_GROUPS, _SPLIT = ("subject", "group"), "split"
+_TEXTS = (PATH, LABEL, CONDITION, *_GROUPS, _SPLIT)
 
 
-def read_image_table(path: str | Path, *, classes: Sequence[str] = ()) -> StimulusSet:
-    """Read a table of images; they must be there and are not opened. Relative paths start at the table's folder.
+def read_image_table(path: str | Path, *, classes: Sequence[str] = (), require_files: bool = True) -> StimulusSet:
+    """Read a table of images, which are not opened. Relative paths start at the table's folder.
 
     Args:
         path: The table.
         classes: Names of the classes in the order of the labels; empty: integers stand for themselves, names become
             classes in natural order.
+        require_files: Whether the images must be there.
 
     Raises:
         CohortError: The table cannot be used; the message names file and row.
@@ -44,6 +47,9 @@ def read_image_table(path: str | Path, *, classes: Sequence[str] = ()) -> Stimul
         table.append((row, dict(zip(columns, cells, strict=True))))
     if not table:
         raise CohortError(f"{_WHAT} '{path}' has no images below its header.")
+    if require_files:
+        for row, known in table:
+            _require_file(path, row, known[PATH])
     names, labels = name_labels((text for _, cells in table if (text := cells.get(LABEL, ""))), classes)
     for name in names:
         if problem := name_problem(name):
@@ -73,9 +79,9 @@ def _check_columns(path: Path, row: int, columns: Sequence[str]) -> None:
             raise _error(path, row, f"column {index + 1} must have a name, got {shown(column)}")
         if column in columns[:index]:
             raise _error(path, row, f"names the column '{column}' twice")
-    if _PATH not in columns:
+    if PATH not in columns:
         got = shown(",".join(columns))
-        raise _error(path, row, f"must be a header with a column '{_PATH}', got {got}.{suggest(_PATH, columns)}")
+        raise _error(path, row, f"must be a header with a column '{PATH}', got {got}.{suggest(PATH, columns)}")
     if set(_GROUPS) <= set(columns):
         raise _error(path, row, f"must have one of the columns {' and '.join(_GROUPS)}, got both")
 
@@ -93,28 +99,32 @@ def _stimulus(
         raise _error(path, row, f"split must be one of {allowed} or empty, got {shown(split)}.{suggest(split, SPLITS)}")
     condition = cells.get(CONDITION) or (names[label] if names and label is not None else None)
     return Stimulus(
-        id=Path(cells[_PATH]).as_posix(),
-        path=_image(path, row, cells[_PATH]),
+        id=Path(cells[PATH]).as_posix(),
+        path=_image(path, row, cells[PATH]),
         label=label,
         condition=condition,
         values=_values(path, row, cells),
         group=next((cells[column] for column in _GROUPS if column in cells), ""),
         split=split,
         place=f"{_WHAT} '{path}', row {row}",
+        row=row,
     )
 
 
 def _image(path: Path, row: int, text: str) -> Path:
     if not text or not text.isprintable():
         raise _error(path, row, f"path must be that of an image, got {shown(text)}")
-    image = path.parent / text
+    return path.parent / text
+
+
+def _require_file(path: Path, row: int, text: str) -> None:
+    image = _image(path, row, text)
     try:
         there = image.is_file()
     except OSError:  # a name that is too long
         there = False
     if not there:
         raise _error(path, row, f"there is no image '{image}'")
-    return image
 
 
 def _values(path: Path, row: int, cells: Mapping[str, str]) -> dict[str, float]:

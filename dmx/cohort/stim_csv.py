@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dmx.cohort.files import atomic_file
@@ -47,10 +48,14 @@ class _Root:
         return image
 
 
-def read_stim_csv(path: str | Path) -> StimulusSet:
-    """Read a ``.stim.csv``; the images must be there and are not opened.
+def read_stim_csv(path: str | Path, *, require_files: bool = True) -> StimulusSet:
+    """Read a ``.stim.csv``; images are not opened.
 
     A relative ``path`` is taken from the file's folder, or else, as DNNBrain does, from the working directory.
+
+    Args:
+        path: The file.
+        require_files: Whether the images must be there.
 
     Raises:
         CohortError: The file cannot be used; the message names file and row.
@@ -63,7 +68,10 @@ def read_stim_csv(path: str | Path) -> StimulusSet:
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(columns):
             raise _error(path, row, f"must have {len(columns)} cells like the line 'data=', got {len(cells)}")
-        stimuli.append(_stimulus(path, row, dict(zip(columns, cells, strict=True)), root))
+        image = root.require(cells[columns.index(ID)], partial(_error_of, path, row))
+        if require_files and not os.path.isfile(image):  # noqa: PTH113  # never raises, however long the name
+            raise _error(path, row, f"there is no image '{image}'")
+        stimuli.append(_stimulus(path, row, dict(zip(columns, cells, strict=True)), image))
     if not stimuli:
         raise CohortError(f"{_WHAT} '{path}' has no stimuli below the line 'data='.")
     classes, labels = classes_of(stimuli)
@@ -178,10 +186,11 @@ def _folder(path: Path, header: dict[str, str]) -> Path:
     raise CohortError(f"{_WHAT} '{path}': there is no folder {shown(header['path'])} as its line 'path=' says.")
 
 
-def _stimulus(path: Path, row: int, cells: dict[str, str], root: _Root) -> Stimulus:
-    image = root.require(cells[ID], lambda problem: _error(path, row, f"{ID} {problem}"))
-    if not os.path.isfile(image):  # noqa: PTH113  # never raises, however long the name
-        raise _error(path, row, f"there is no image '{image}'")
+def _error_of(path: Path, row: int, problem: str) -> CohortError:
+    return _error(path, row, f"{ID} {problem}")
+
+
+def _stimulus(path: Path, row: int, cells: dict[str, str], image: Path) -> Stimulus:
     values = {}
     for column, text in cells.items():
         if column not in (ID, LABEL, CONDITION):
@@ -193,7 +202,7 @@ def _stimulus(path: Path, row: int, cells: dict[str, str], root: _Root) -> Stimu
         raise _error(path, row, f"label must be an integer, got {shown(cells[LABEL])}")
     condition = cells.get(CONDITION) or None
     place = f"{_WHAT} '{path}', row {row}"
-    return Stimulus(cells[ID], image, label, condition, values, place=place)
+    return Stimulus(cells[ID], image, label, condition, values, place=place, row=row)
 
 
 def _cannot(text: str, problem: str) -> CohortError:

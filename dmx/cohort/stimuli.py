@@ -25,6 +25,7 @@ class Stimulus:
         group: What must not lie in two splits, such as the person shown; empty: the image itself.
         split: ``training``, ``validation``, ``evaluation`` or empty.
         place: File and row that it came from, for sentences about it.
+        row: That row; 0 where there is none.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Stimulus:
     group: str = ""
     split: str = ""
     place: str = field(default="", compare=False)
+    row: int = field(default=0, compare=False)
 
     @property
     def subject(self) -> str:
