@@ -106,12 +106,15 @@ class Recorder:
             path = f"validation/epoch_{event.epoch:04d}.csv"
             write_table(self._run.files / path, [self._hidden(row) for row in event.rows])
             self._run.log_file(path)
+        last = event.global_step >= self._total_steps
         for name, figure in event.figures.items():
-            # What is to be drawn only when the training ends comes as a function: nobody knows before when that is.
-            if callable(figure):
+            # What is to be drawn only when the training ends comes as a function: before the last step nobody knows
+            # when that is. After it a process that is killed would not draw it, and one that goes on has nothing to.
+            if callable(figure) and not last:
                 self._at_end[name] = (figure, event.global_step)
             else:
-                self._draw(name, figure, event.global_step)
+                self._at_end.pop(name, None)
+                self._draw(name, figure() if callable(figure) else figure, event.global_step)
 
     def _draw(self, name: str, figure: object, step: int) -> None:
         self._run.log_image(_NOT_IN_KEYS.sub("_", self._run.hide(name)), cast("Figure", figure), step)

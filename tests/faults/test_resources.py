@@ -61,6 +61,7 @@ def one_sentence(ended: Ended, *parts: str) -> None:
         assert part in ended.said, ended.said
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_a_training_which_goes_on_when_there_is_room(project: Project, disk: Disk) -> None:
     root = project.copy()
     resize = disk(root / "mlruns/artifacts", "260k")
