@@ -146,7 +146,7 @@ def test_a_killed_process_ends_the_training_which_can_go_on(project: Path, manif
     experiment = shared(manifest, 2)
     teller = Teller()
     told = replace(session(project, teller), listeners=(teller.events.append, killing))
-    with pytest.raises(TrainingError, match=r"Process 2 of the 2 .* SIGKILL.*Last checkpoint: step_0+4\..*resume"):
+    with pytest.raises(TrainingError, match=r"Process 2 of the 2 .* SIGKILL.*Last checkpoint: step_0+4 .*resume"):
         train(experiment, told)
     assert helpers_of(psutil.Process()) == []
     store = open_store(root=project)
