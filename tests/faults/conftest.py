@@ -14,19 +14,30 @@ import pytest
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.session import Session
 from dmx.workflows.train import train
-from tests.faults.kills import HEAD_ONLY, Machine, Project
+from tests.faults.kills import HEAD_ONLY, Machine, Project, keep
 from tests.faults.world import World
 from tests.workflows.conftest import settings
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def migrated(request: pytest.FixtureRequest) -> Path:
+    """Return where an empty run store is kept from one test session to the next: MLflow takes seconds to make one."""
+    assert request.config.cache is not None
+    return request.config.cache.mkdir("faults") / f"mlflow-{version('mlflow')}.db"
+
+
+@pytest.fixture(scope="session")
+def world(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("faults") / "project"
     (root / "mlruns").mkdir(parents=True)
     before = dict(os.environ)
     os.environ["DMX_CACHE_DIR"] = str(root.parent / "facts")
-    open_store(root=root)
     world = World(root)
+    if migrated.exists():
+        shutil.copy(migrated, world.database)
+    else:
+        open_store(root=root)
+        keep(world.database, migrated)
     world.build()
     small = settings(world.manifest, training={"epochs": 1, "steps_per_epoch": 2}, validation={"segments": 2})
     world.run_id = train(small, Session(root=root)).run.id
@@ -69,16 +80,12 @@ class Projects(Mapping[str, Project]):
 
 
 @pytest.fixture(scope="session")
-def projects(
-    machine: Machine, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Projects]:
+def projects(machine: Machine, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Projects]:
     # Where the memory is the disk, hundreds of trainings wait for no disk.
     memory = Path("/dev/shm")
     quick = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
     folder = Path(tempfile.mkdtemp(dir=memory if quick else tmp_path_factory.mktemp("kills")))
-    assert request.config.cache is not None
-    kept = request.config.cache.mkdir("faults") / f"mlflow-{version('mlflow')}.db"
-    yield Projects(machine, folder, kept)
+    yield Projects(machine, folder, migrated)
     shutil.rmtree(folder, ignore_errors=True)
 
 
