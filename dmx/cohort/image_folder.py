@@ -51,6 +51,21 @@ def read_image_folder(root: str | Path, *, classes: Sequence[str] = ()) -> Stimu
     )
 
 
+def read_loose_images(root: str | Path) -> StimulusSet | None:
+    """Read a folder that holds images and no folders: images whose classes nobody knows, which can be predicted.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        The images in natural order; ``None`` where there are folders, which would be classes, or no images.
+    """
+    root = Path(root).absolute()
+    found = [] if not root.is_dir() or _folders(root) else _images(root)
+    stimuli = tuple(Stimulus(image.name, image, place=f"Image '{image}'") for image in found)
+    return StimulusSet(root.name, stimuli, file=root) if stimuli else None
+
+
 def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.gather import gather_stimuli, read_stimuli
+from dmx.cohort.image_folder import read_loose_images
 from dmx.cohort.stimuli import Stimulus, StimulusSet
 from dmx.errors import CohortError, ConfigError
 from dmx.preprocess.contract import Contract
@@ -131,7 +132,7 @@ def _stimuli_of_run(trained: TrainedNetwork) -> StimulusSet:
 def _named_images(inputs: Sequence[Path]) -> StimulusSet:
     first = inputs[0]
     if len(inputs) == 1 and (first.suffix.lower() in _LISTS or first.is_dir()):
-        return read_stimuli(first)
+        return read_loose_images(first) or read_stimuli(first)
     for path in inputs:
         if path.suffix.lower() in _LISTS or path.is_dir():
             raise ConfigError(f"Give one list or folder of images, or image files, got '{path}' among others.")

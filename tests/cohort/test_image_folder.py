@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dmx.cohort.image import write_image
-from dmx.cohort.image_folder import read_image_folder
+from dmx.cohort.image_folder import read_image_folder, read_loose_images
 from dmx.cohort.stim_csv import one_split, read_stim_csv, write_stim_csv
 from dmx.errors import CohortError
 
@@ -95,3 +95,21 @@ def test_a_folder_can_be_written_as_stim_csv(make: Callable[..., Path]) -> None:
     )
     again = read_stim_csv(path)
     assert (again.classes, again.name) == (("cat", "dog"), "images training")
+
+
+def test_images_without_folders_have_no_classes(make: Callable[..., Path]) -> None:
+    root = make("b10.png", "b9.jpg", ".hidden.png")
+    (root / "notes.txt").write_text("")
+    stimuli = read_loose_images(root)
+    assert stimuli is not None
+    assert [(s.id, s.label) for s in stimuli.stimuli] == [("b9.jpg", None), ("b10.png", None)]
+    assert (stimuli.name, stimuli.classes) == ("images", ())
+    with pytest.raises(CohortError, match="must have a folder for each"):
+        read_image_folder(root)
+
+
+def test_folders_of_classes_are_no_loose_images(make: Callable[..., Path], tmp_path: Path) -> None:
+    assert read_loose_images(make("cat/a.png", "dog/a.png")) is None
+    assert read_loose_images(tmp_path / "absent") is None
+    (tmp_path / "empty").mkdir()
+    assert read_loose_images(tmp_path / "empty") is None

@@ -92,6 +92,12 @@ def test_images_are_predicted_to_a_table(project: Path, images: Path) -> None:
         session(project),
     )
     assert one.rows[0]["probability/light"] == pytest.approx(done.rows[1]["probability/light"], abs=1e-5)
+    loose = project / "loose"
+    loose.mkdir()
+    (loose / "new.png").write_bytes((project / "gray/evaluation_1.png").read_bytes())
+    folder = predict_by_task(PredictRequest(run=run.id, inputs=[loose], output=project / "loose.csv"), session(project))
+    assert [row["case"] for row in folder.rows] == ["new.png"]
+    assert folder.rows[0]["probability/light"] == one.rows[0]["probability/light"]
     with pytest.raises(ConfigError, match="exists"):
         predict_by_task(request, session(project))
     with pytest.raises(ConfigError, match=r"must end in \.csv"):
