@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common import SEGMENT, cores, full_configuration, in_own_process, print_table
 
@@ -22,8 +23,10 @@ SKIPPED = 2
 """The first steps choose algorithms and fill the prefetcher."""
 
 
-def measure(options: argparse.Namespace) -> list[float]:
-    """Return the seconds of each step."""
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Return the seconds of each step, and the processor seconds of one, of all processes together."""
+    import psutil
+
     from dmx.cohort.demo import make_demo_cohort
     from dmx.config.data import CohortSection, SamplingSection
     from dmx.config.sections import Experiment, TrainingSection, ValidationSection
@@ -59,15 +62,30 @@ def measure(options: argparse.Namespace) -> list[float]:
         assembled = assemble(check_training(experiment, session), session)
         assembled = replace(assembled, validate=None)
         seconds: list[float] = []
+        busy: list[float] = []
 
         def listen(event: Event) -> None:
             if isinstance(event, StepEnded):
                 seconds.append(event.seconds)
+                times = [psutil.Process(pid).cpu_times() for pid in (os.getpid(), *(helpers.pids if helpers else ()))]
+                busy.append(sum(time.user + time.system for time in times))
 
         with assembled.batches() as batches, helping(assembled, session) as helpers:
             settings = assembled.checked.settings
             fit(assembled.state, lambda *key: batches.get(key), settings, listeners=[listen], helpers=helpers)
-    return seconds[SKIPPED:]
+    return {"seconds": seconds[SKIPPED:], "busy": (busy[-1] - busy[SKIPPED - 1]) / options.steps}
+
+
+def row(processes: int, threads: int, turns: list[dict[str, Any]]) -> dict[str, object]:
+    seconds = [value for turn in turns for value in turn["seconds"]]
+    return {
+        "processes": processes,
+        "threads of each": threads,
+        "s per step, median": statistics.median(seconds),
+        "fastest": min(seconds),
+        "slowest": max(seconds),
+        "CPU-s per step": statistics.mean(turn["busy"] for turn in turns),
+    }
 
 
 def main() -> None:
@@ -81,27 +99,18 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps({"seconds": measure(options)}))
+        print(json.dumps(measure(options)))
         return
     passes = max(2, options.processes)
-    found: dict[int, list[float]] = {1: [], options.processes: []}
-    for _ in range(options.rounds):
-        for processes, seconds in found.items():
-            words = ["--steps", options.steps, "--precision", options.precision, "--threads", options.threads]
-            words += ["--processes", processes, "--passes", passes]
-            seconds.extend(in_own_process(__file__, words)["seconds"])
+    settings = (1, options.processes)
+    found: dict[int, list[dict[str, Any]]] = {processes: [] for processes in settings}
+    for processes in settings * options.rounds:
+        words = ["--steps", options.steps, "--precision", options.precision, "--threads", options.threads]
+        words += ["--processes", processes, "--passes", passes]
+        found[processes].append(in_own_process(__file__, words))
     print_table(
         "Processes",
-        [
-            {
-                "processes": processes,
-                "threads of each": max(1, options.threads // processes),
-                "s per step, median": statistics.median(seconds),
-                "fastest": min(seconds),
-                "slowest": max(seconds),
-            }
-            for processes, seconds in found.items()
-        ],
+        [row(processes, max(1, options.threads // processes), turns) for processes, turns in found.items()],
         f"The full default network, {options.precision}; a step is {passes} passes of 5 segments of "
         f"{SEGMENT}³ voxels; {options.rounds} turns of {options.steps} steps.",
     )

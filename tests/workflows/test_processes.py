@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from dmx.config.load import as_yaml
 from dmx.config.sections import Experiment
 from dmx.errors import ConfigError, TrainingError
+from dmx.sampling.batch import Batch
+from dmx.sampling.order import Key
 from dmx.tracking.mlflow_store import open_store
 from dmx.training.checkpoint import read_checkpoint
 from dmx.training.events import EpochStarted, Event
 from dmx.workflows.assemble import check_training
 from dmx.workflows.batches import BatchRequest, train_batches
+from dmx.workflows.checked import prefetched
 from dmx.workflows.handed import Handed
 from dmx.workflows.resume import resume
 from dmx.workflows.train import Trainee, train
@@ -95,6 +98,25 @@ def test_two_processes_repeat_themselves_also_after_a_resume(project: Path, mani
     print(f"\n8 steps of sgd with 1 and 2 processes: weights differ by {moved:.1e} at most")
     assert moved < ROUNDING
     assert distance(weights(project, once), weights(project, other)) > 100 * ROUNDING
+
+
+def test_only_the_own_parts_are_prepared_ahead() -> None:
+    asked: list[Key] = []
+
+    class Parts:
+        def batch(self, epoch: int, step: int, part: int = 0) -> Batch:
+            asked.append((epoch, step, part))
+            return Batch(inputs=(), target=torch.zeros(0), cases=())
+
+        def following(self, key: Key) -> Key:
+            epoch, step, part = key
+            return (epoch, step, part + 1) if part < 3 else (epoch, step + 1, 0)
+
+    with prefetched(Parts(), workers=1, parts=range(2, 4)) as batches:
+        batches.get((0, 0, 2))
+        batches.get((0, 0, 3))
+    assert {part for _, _, part in asked} == {2, 3}
+    assert (0, 1, 2) in asked
 
 
 def images(project: Path, processes: int, **sections: object) -> Experiment:
