@@ -72,8 +72,14 @@ def test_eight_trainings_log_into_one_database_at_once(project: Project) -> None
     assert [(code, said[-2000:]) for code, said in ended if code] == []
     runs = runs_of(root)
     assert Counter(status for _, status, _ in runs) == {"FINISHED": _PROCESSES}
+    assert sorted(names_of(root)) == [f"multiscale-train-{number}" for number in range(1, _PROCESSES + 1)]
     for run_id, _, folder in runs:
         assert differences(project, root, run_id, folder) == []
+
+
+def names_of(root: Path) -> list[str]:
+    with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
+        return [name for (name,) in connection.execute("select name from runs").fetchall()]
 
 
 def differences(project: Project, root: Path, run_id: str, folder: Path) -> list[str]:

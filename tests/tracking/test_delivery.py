@@ -1,3 +1,4 @@
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -143,6 +144,37 @@ def test_the_thread_beats_and_survives_anything(
         run._courier._attempt()
         monkeypatch.undo()
     assert ["ZeroDivisionError" in note for note in notes] == [True]
+
+
+def test_a_store_that_takes_nothing_is_not_waited_for(
+    begin: Begin, now: Now, remote: Any, project: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]
+) -> None:
+    """As long as something arrives the end waits; then it says what is missing, and the run stays locked meanwhile."""
+    monkeypatch.setattr(delivery, "_LONGEST_SILENCE_SECONDS", 0.3)
+    inner, gate = remote.log_metrics, threading.Event()
+    run = begin(remote)
+
+    def log_metrics(run_id: str, points: Any) -> None:
+        if points[0].step == 3:
+            gate.wait(30)
+        time.sleep(0.1)
+        inner(run_id, points)
+
+    monkeypatch.setattr(remote, "log_metrics", log_metrics)
+    for step in (1, 2, 3):
+        run.log_metrics({"loss": 1.0}, step)
+        run.set_tags({"step": str(step)})
+    run.end("FINISHED")
+    assert len(remote.metric_history(run.info.id, "loss")) == 2
+    assert [f"dmx runs sync {run.info.id[:8]}" in note for note in notes] == [True]
+    with pytest.raises(RunError, match="in use"):
+        sync(remote, now(run), root=project, notify=notes.append)
+    gate.set()
+    deadline = time.monotonic() + 20
+    while run.folder._lock is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sync(remote, now(run), root=project, notify=notes.append) == 0
+    assert now(run).status == "FINISHED"
 
 
 def test_a_process_is_told_by_its_start_not_by_its_number_alone() -> None:
