@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from dmx.cli.console import out
@@ -194,20 +195,23 @@ def _print_whole(done: "EvaluatedScores") -> None:
     """Print what the scores of whole images or volumes are worth."""
     split = f", split {done.split}" if done.split else ""
     summary = done.summary["squared_error" if done.task == "regression" else "accuracy"]
-    table = Table(title=f"{done.cohort}{split}: {len(done.rows)} cases", title_justify="left", box=None, pad_edge=False)
-    for title in ("", "value"):
-        table.add_column(title, justify="right" if title else "left")
+    # As the table's title it would be wrapped at the table's width.
+    out.print(escape(f"{done.cohort}{split}: {len(done.rows)} cases"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
     names = ("r2", "mse") if done.task == "regression" else ("accuracy", "balanced_accuracy", "auc")
     for name in names:
         value = done.scores[name]
         interval = f" [{summary.low:.3f}, {summary.high:.3f}]" if summary.low is not None else ""
         shown = f"{value:.3f}" if isinstance(value, float) else "-"
-        table.add_row(_WORDS[name], shown + (interval if name in ("accuracy", "mse") else ""))
+        table.add_row(_WORDS[name], escape(shown + (interval if name in ("accuracy", "mse") else "")))
     for name in done.outputs if done.task == "classification" else ():
         value = done.scores[f"recall/{name}"]
-        table.add_row(f"recall of {name}", f"{value:.3f}" if isinstance(value, float) else "-")
+        table.add_row(escape(f"recall of {name}"), f"{value:.3f}" if isinstance(value, float) else "-")
     out.print(table)
-    out.print(f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}); per case: evaluation/cases.csv")
+    run = f"{done.run.experiment}/{done.run.name} ({done.run.id[:8]})"
+    out.print(escape(f"Run {run}; per case: evaluation/cases.csv"), soft_wrap=True)
 
 
 def _score(summary: "Summary", metric: str) -> str:

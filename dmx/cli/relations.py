@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dmx.tracking.scores import PairedScores
 
 _DIGITS = {"hd95_mm": 2}
+_OF_VOXELS = {"dice", "hd95_mm", "surface_dice"}
 
 
 def print_family(family: "Family") -> None:
@@ -43,8 +44,12 @@ def _label(family: "Family", member: str) -> str:
 def print_paired(paired: "PairedScores") -> None:
     """Print how scores differ from those of the first run, per subject."""
     first, *others = paired.evaluations
+    # Of whole images and volumes each is often a subject of its own.
+    whole = not _OF_VOXELS & {metric.partition("/")[0] for metric in paired.differences}
+    alone = whole and all(len(set(one.subjects.values())) == len(one.subjects) for one in paired.evaluations)
+    unit = "case" if alone else "subject"
     where = ", ".join(part for part in (paired.cohort, f"split {paired.split}" if paired.split else "") if part)
-    out.print(f"\n[bold]{escape(where)}[/]: differences to {escape(first.run.name)} {first.run.id[:8]}, per subject")
+    out.print(f"\n[bold]{escape(where)}[/]: differences to {escape(first.run.name)} {first.run.id[:8]}, per {unit}")
     for other in others:
         table = Table(
             title=f"{escape(other.run.name)} {other.run.id[:8]}",
@@ -60,7 +65,7 @@ def print_paired(paired: "PairedScores") -> None:
                 table.add_row(escape(metric), *_cells(metric, differences[other.run.id]))
         out.print(table)
     out.print(
-        "n: subjects; interval: bootstrap over subjects; p: Wilcoxon signed-rank test"
+        f"n: {unit}s; interval: bootstrap over {unit}s; p: Wilcoxon signed-rank test"
         + (", not corrected for the number of comparisons." if len(others) > 1 else ".")
     )
     if paired.unpaired:

@@ -30,11 +30,13 @@ _COMPARED = (
     "val/dice",
     *_WHOLE,
     "val/balanced_accuracy",
+    "val/auc",
     "score_train/",
     "val/loss",
     "train/mean_loss",
     "time/total",
 )
+_NARROW = 100
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -55,26 +57,28 @@ def list_(
         out.print(f"No runs in {escape(opened.uri)} that fit.")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "name", "kind", "status", "started", "duration"):
-        table.add_column(column, overflow="fold")
+    narrow = out.width < _NARROW
+    for column in ("run", "name", "kind", "status", "started", *(() if narrow else ("duration",))):
+        table.add_column(column, overflow="fold", no_wrap=column != "name")
     for column in ("epoch", "score"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
-        table.add_row(*map(escape, _cells(run)))
+        table.add_row(*map(escape, _cells(run, narrow=narrow)))
     out.print(table)
 
 
-def _cells(run: "RunInfo") -> tuple[str, ...]:
+def _cells(run: "RunInfo", *, narrow: bool) -> tuple[str, ...]:
+    """Return what is told of a run; a narrow terminal leaves year and duration out, so that its name has room."""
     from dmx.tracking.catalog import when
 
     score = next((run.metrics[key] for key in _SCORES if key in run.metrics), None)
+    started = when(run.started)
     return (
         run.id[:8],
         f"{run.experiment}/{run.name}",
         run.kind,
         run.status,
-        when(run.started),
-        _duration(run),
+        *((started.partition("-")[2],) if narrow else (started, _duration(run))),
         f"{run.metrics['epoch']:.0f}" if "epoch" in run.metrics else "",
         "" if score is None else f"{score:.3f}",
     )

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from dmx.cli.console import out
 from dmx.cli.main import app
 from dmx.cohort.image import write_image
 from dmx.errors import DmxError
@@ -27,7 +28,7 @@ def test_from_a_list_of_images_to_plots_and_scores(project: Path) -> None:
     settings = experiment(project, make_images(project))
     trained = run("train", settings)
     assert trained.exit_code == 0, trained.output
-    assert "val accuracy" in " ".join(trained.output.split())
+    assert "; accuracy " in trained.output
     predicted = run(
         "predict", "--from-run", "gray/last", str(project / "gray.csv"), "-o", "t.csv", "--split", "evaluation"
     )
@@ -41,6 +42,41 @@ def test_from_a_list_of_images_to_plots_and_scores(project: Path) -> None:
     shown = run("config", "show", settings, "--changed")
     assert "classification" in shown.output
     assert yaml.safe_load(shown.output)["stimuli"]["source"] == str(project / "gray.csv")
+
+
+def test_runs_on_images_stand_side_by_side(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = experiment(project, make_images(project), training={"epochs": 1})
+    for name, rate in (("slow", 1e-6), ("fast", 0.03)):
+        assert run("train", settings, "--name", name, "--set", f"optimizer.lr={rate}").exit_code == 0
+        assert run("evaluate", "--from-run", f"gray/{name}", "--name", f"{name}-scored").exit_code == 0
+    compared = run("runs", "compare", "gray/slow", "gray/fast", "-o", "compared")
+    assert compared.exit_code == 0, compared.output
+    words = " ".join(compared.output.split())
+    for said in (
+        "lr 1e-06 0.03",
+        "val/accuracy",
+        "val/auc",
+        "split evaluation: differences to slow",
+        "per case",
+        "n: cases",
+    ):
+        assert said in words
+    assert "accuracy" in compared.output.split("difference [95 %]")[1]
+    assert {path.name for path in Path("compared").iterdir()} == {"compare.csv", "compare.png"}
+    table = Path("compared/compare.csv").read_text()
+    assert "case accuracy,gray/evaluation_0.png" in table
+    # Scored images are compared as the runs that scored them, too.
+    assert "per case" in run("runs", "compare", "gray/slow-scored", "gray/fast-scored").output
+    assert "from best" in run("runs", "lineage", "gray/fast").output
+    assert "evaluation/accuracy" in run("runs", "show", "gray/fast-scored").output
+    monkeypatch.setattr(out, "width", 80)
+    listed = run("runs", "list").output
+    assert "gray/slow-scored" in listed
+    assert max(map(len, listed.splitlines())) <= 80
+    scored = run("evaluate", "--from-run", "gray/fast").stdout.splitlines()
+    assert scored[0] == "gray, split evaluation: 6 cases"
+    assert max(map(len, scored[:-1])) <= 80
+    assert scored[-1].endswith("per case: evaluation/cases.csv")
 
 
 def stim(project: Path, *rows: str, head: str = "type=image\npath=pictures\n", data: str = "stimID,label") -> Path:
