@@ -55,7 +55,7 @@ def alone(mlruns: Path, *, patience: float = _LONGEST_LOCK_SECONDS) -> Iterator[
 def _lock(file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 
@@ -95,11 +95,13 @@ class Note:
 
     @classmethod
     def read(cls, path: Path) -> "Note | None":
-        """Return a note; ``None`` for one that was cut off before its run was asked for."""
-        entries = [entry for entry, _ in read_entries(path)]
-        if not entries:
+        """Return a note; ``None`` for one that was cut off before its run was asked for, or is none."""
+        try:
+            entries = [entry for entry, _ in read_entries(path)]
+            content = {name: entries[0]["content"][name] for name in ("store", "params", "texts")}
+        except (LookupError, TypeError, ValueError):
             return None
-        note = cls(path, entries[0]["content"])
+        note = cls(path, content)
         for entry in entries[1:]:
             note.run = entry.get("run", note.run)
             note.open += entry.get("open", 0)
@@ -199,13 +201,12 @@ def settle_all(store: RunStore, mlruns: Path, *, patience: float = _LONGEST_LOCK
     """
     if any((mlruns / _FOLDER).glob("*.jsonl")):
         with alone(mlruns, patience=patience) as locked:
-            if locked:
-                settle_left(store, mlruns)
+            settle_left(store, mlruns, locked=locked)
 
 
-def settle_left(store: RunStore, mlruns: Path) -> None:
-    """Do the same inside of :func:`alone`, where every note is of a creation that has ended."""
-    for path in sorted((mlruns / _FOLDER).glob("*.jsonl")):
+def settle_left(store: RunStore, mlruns: Path, *, locked: bool) -> None:
+    """Do the same inside of :func:`alone`: if that is so, every note is of a creation that has ended."""
+    for path in sorted((mlruns / _FOLDER).glob("*.jsonl")) if locked else ():
         note = Note.read(path)
         if note is None:
             path.unlink(missing_ok=True)
@@ -219,7 +220,8 @@ def settle(store: RunStore, note: Note, mlruns: Path) -> None:
     if found and not note.run and not note.given_up:
         note.known(found[0])
     if note.run and not note.kept:
-        _keep(store, note, mlruns)
+        if not _keep(store, note, mlruns):
+            return
         note.add({"kept": True})
     for other in found:
         if other.id != note.run:
@@ -232,10 +234,13 @@ def settle(store: RunStore, note: Note, mlruns: Path) -> None:
         note.remove()
 
 
-def _keep(store: RunStore, note: Note, mlruns: Path) -> None:
-    """Write into a run's folder what its process had no time for."""
+def _keep(store: RunStore, note: Note, mlruns: Path) -> bool:
+    """Write into a run's folder what its process had no time for; return whether none works on it."""
     folder = run_folder(store, note.run, mlruns.parent)
-    folder.lock()
+    try:
+        folder.lock()
+    except RunError:
+        return False
     try:
         journal = Journal(folder.journal)
         journal.append({"do": "params", "values": note.content["params"]})
@@ -246,3 +251,4 @@ def _keep(store: RunStore, note: Note, mlruns: Path) -> None:
         journal.close()
     finally:
         folder.unlock()
+    return True

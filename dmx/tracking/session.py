@@ -241,10 +241,10 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
     new = replace(new, tags={key: mask(value) for key, value in tags.items()})
     mlruns = (root or project_root()) / "mlruns"
     try:
-        with alone(mlruns):
+        with alone(mlruns) as locked:
             # A store that cannot be reached says so below.
             with suppress(RunError):
-                settle_left(store, mlruns)
+                settle_left(store, mlruns, locked=locked)
             return _begin(store, new, mlruns, notify)
     except OSError as error:
         raise RunError(f"A new run cannot be kept below '{mlruns}': {error.strerror}. Mend that first.") from error

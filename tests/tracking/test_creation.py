@@ -172,9 +172,25 @@ def test_notes_of_others_and_torn_ones_are_told_apart(store: MlflowStore, projec
     with alone(mlruns):
         other = Note.write(mlruns, "http://elsewhere", params={}, texts={})
         Note.write(mlruns, store.uri, params={}, texts={})
-        (mlruns / "creating/torn.jsonl").write_text('{"content": {"store"')
-        settle_left(store, mlruns)
+        for name, text in (("torn", '{"content": {"store"'), ("zero", "\0\0\n"), ("other", "[]\n")):
+            (mlruns / f"creating/{name}.jsonl").write_text(text)
+        settle_left(store, mlruns, locked=True)
     assert notes_of(project) == [other.path]
+
+
+def test_a_run_on_which_somebody_works_already_is_left_alone(store: MlflowStore, project: Path) -> None:
+    mlruns = project / "mlruns"
+    (mlruns / "creating").mkdir()
+    note = Note.write(mlruns, store.uri, params={}, texts=TEXTS)
+    run = note.create(store, "study", name="slow", tags={"dmx.kind": "train"})
+    folder = run_folder(store, run.id, project)
+    folder.lock()
+    settle_all(store, mlruns)
+    assert notes_of(project) == [note.path]
+    folder.unlock()
+    settle_all(store, mlruns)
+    assert notes_of(project) == []
+    assert (folder.files / "config.yaml").is_file()
 
 
 def test_while_others_create_runs_nothing_is_settled(store: MlflowStore, project: Path) -> None:
