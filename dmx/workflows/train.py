@@ -28,6 +28,7 @@ from dmx.workflows.processes import helping
 from dmx.workflows.received import origin_params
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
+from dmx.workflows.space import require_space
 from dmx.workflows.start import Start, log_start
 
 
@@ -165,6 +166,7 @@ def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
 ) -> FitResult:
     """Train, and keep in the run what the training tells."""
     training = settings.training
+    require_space(run.files, state, settings)
     recorder = Recorder(
         run, total_steps=training.epochs * training.steps_per_epoch, save=save, keep=settings.checkpoints
     )
