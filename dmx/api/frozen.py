@@ -13,6 +13,7 @@ from dmx.transfer.freeze import FreezePlan, owners
 from dmx.transfer.freeze_apply import hold
 from dmx.transfer.freeze_parts import network_parts, outermost
 from dmx.transfer.freeze_planning import plan_freeze
+from dmx.transfer.values import percent
 
 _SHOWN = 10
 
@@ -58,7 +59,7 @@ class Frozen:
             return "Nothing is frozen."
         count, total = plan.num_frozen_parameters(), plan.num_parameters
         lines = [
-            f"Frozen: {count:,} of {total:,} parameters ({count / total:.0%}).",
+            f"Frozen: {count:,} of {total:,} parameters ({percent(count / total)}).",
             f"  {_listed(plan, plan.parameters)}",
         ]
         for epoch in plan.epochs:

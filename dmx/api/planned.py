@@ -13,7 +13,7 @@ from dmx.transfer.apply import TensorReader, apply_plan
 from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.report import layer_action
-from dmx.transfer.values import LayerOutline, TensorPlan
+from dmx.transfer.values import LayerOutline, TensorPlan, percent
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -103,7 +103,7 @@ class PlannedTransfer:
                 *_table(plan),
                 "",
                 *(line for remark in remarks for line in _wrapped(remark)),
-                f"{plan.received:,} of {plan.parameters:,} parameters received ({plan.share:.1%})",
+                f"{plan.received:,} of {plan.parameters:,} parameters received ({percent(plan.share)})",
             ]
         )
 

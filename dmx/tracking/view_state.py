@@ -2,11 +2,19 @@
 
 import json
 
+# MLflow leaves out those that no run of the experiment has, so an experiment shows the scores of its own task.
 COLUMNS = (
     "metrics.`val_volume/dice`",
     "metrics.`val/dice`",
+    "metrics.`val/accuracy`",
+    "metrics.`val/auc`",
+    "metrics.`val/r2`",
     "metrics.`evaluation/dice`",
+    "metrics.`evaluation/accuracy`",
+    "metrics.`evaluation/r2`",
     "metrics.`ablation/dice`",
+    "metrics.`ablation/accuracy`",
+    "metrics.`ablation/r2`",
     "metrics.`probe/best`",
     "tags.`dmx.kind`",
     "params.`source.run`",

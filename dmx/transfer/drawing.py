@@ -10,8 +10,8 @@ PANEL_GAP = 130
 LONGEST_NAME = 22
 """Letters of a layer's name that a box has room for."""
 _COLUMN_GAP, _MARGIN = 24, 16
-# Boxes are as wide as the longest name needs; the size below it needs the first number.
-_NARROWEST, _LETTER, _PADDING = 108, 6, 18
+# Boxes are as wide as the longest name needs, in a wide font; the size below it needs the first number.
+_NARROWEST, _LETTER, _PADDING = 108, 7, 18
 _TITLE, _HEADING = 30, 24
 # Distance of lines that run beside each other, and of the first one from the boxes.
 _LANE, _LANE_MARGIN = 6, 9

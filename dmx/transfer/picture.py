@@ -9,7 +9,7 @@ from dmx.transfer.drawing import BOX_HEIGHT, LONGEST_NAME, PANEL_GAP, Box, Drawi
 from dmx.transfer.page import ACTIONS, PAGE
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.report import layer_action, layer_lines, part_text, size_text
-from dmx.transfer.values import TensorPlan
+from dmx.transfer.values import TensorPlan, percent
 
 # Pixels of a letter of a network's name, and of the word before it.
 _LETTER, _SIDE = 9, 60
@@ -28,7 +28,7 @@ def mapping_html(plan: TransferPlan, *, origins: Sequence[str] = ()) -> str:
         "title": escape(title),
         "received": f"{plan.received:,}",
         "parameters": f"{plan.parameters:,}",
-        "share": f"{plan.share:.1%}",
+        "share": percent(plan.share),
         "bar": f"{100 * plan.share:.2f}",
         "remarks": "".join(_remarks(plan, origins)),
         "legend": "".join(_legend(plan)),

@@ -8,7 +8,7 @@ from typing import Any
 from dmx.errors import TransferError
 from dmx.transfer.options import MapRule, TransferOptions
 from dmx.transfer.report import layer_lines, tensor_rows
-from dmx.transfer.values import EqualOutput, LayerOutline, NetworkOutline, Run, SourceTensor, TensorPlan
+from dmx.transfer.values import EqualOutput, LayerOutline, NetworkOutline, Run, SourceTensor, TensorPlan, percent
 
 FORMAT_VERSION = 1
 
@@ -119,7 +119,7 @@ class TransferPlan:
             *(["Layer by layer: transfer/mapping.csv of the run, or dmx transfer --dry-run."] if hidden else []),
             *self.notes,
             *(f"Warning: {warning}" for warning in self.warnings),
-            f"{self.received:,} of {self.parameters:,} parameters received ({self.share:.1%})",
+            f"{self.received:,} of {self.parameters:,} parameters received ({percent(self.share)})",
         ]
 
     def __str__(self) -> str:

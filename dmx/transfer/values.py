@@ -102,3 +102,8 @@ class EqualOutput:
     network: str
     source: str
     runs: tuple[Run, ...]
+
+
+def percent(share: float) -> str:
+    """Return a share from 0 to 1 as text with a decimal; only the whole is 100 %."""
+    return f"{min(share, 0.999) if share < 1 else share:.1%}"

@@ -14,6 +14,7 @@ from dmx.training.settings import FitSettings
 from dmx.transfer.freeze import FreezePlan
 from dmx.transfer.freeze_parts import network_parts
 from dmx.transfer.freeze_planning import plan_freeze
+from dmx.transfer.values import percent
 
 ARTIFACT: Final = "freeze/plan.json"
 _SHOWN = 6
@@ -61,7 +62,7 @@ def check_origin(
     if plan:
         share = plan.num_frozen_parameters() / plan.num_parameters
         sentences.append(
-            f"Frozen: {plan.num_frozen_parameters():,} of {plan.num_parameters:,} parameters ({share:.0%})."
+            f"Frozen: {plan.num_frozen_parameters():,} of {plan.num_parameters:,} parameters ({percent(share)})."
         )
     untrained = plan.untrained(received)
     if untrained:

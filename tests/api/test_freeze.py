@@ -12,7 +12,8 @@ def test_what_is_frozen_is_printed_and_requires_no_gradient() -> None:
     frozen = dmx.freeze(model, layers=["all_but_head"])
     assert frozen.num_frozen_parameters == sum(p.numel() for p in model.parameters()) - 10
     assert str(frozen) == (
-        "Frozen: 556 of 566 parameters (98%).\n  conv1, norm, conv2\nNorm statistics of frozen layers stay as they are."
+        "Frozen: 556 of 566 parameters (98.2%).\n  conv1, norm, conv2\n"
+        "Norm statistics of frozen layers stay as they are."
     )
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
     assert set(frozen.parameters) == {name for name, p in model.named_parameters() if not p.requires_grad}

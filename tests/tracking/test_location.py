@@ -81,6 +81,11 @@ def test_the_shared_view_has_the_keys_that_mlflow_reads() -> None:
     assert state.keys() == json.loads(reference.read_text()).keys()
 
 
+@pytest.mark.parametrize("score", ["val/dice", "val/accuracy", "val/r2", "evaluation/dice", "evaluation/accuracy"])
+def test_the_table_of_runs_has_the_scores_of_each_task(score: str) -> None:
+    assert f"metrics.`{score}`" in COLUMNS
+
+
 def test_each_experiment_gets_its_own_folder_beside_the_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = artifact_location(uri, "a/b", set())
