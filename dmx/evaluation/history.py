@@ -54,7 +54,7 @@ def course_figures(history: History, *, label: str) -> "dict[str, Figure]":
 
 
 def epoch_loss_figure(history: History) -> "Figure":
-    """Show the mean loss of each epoch; epochs count from 1."""
+    """Show the mean loss of each epoch; epochs count from 0."""
     return _figure({"": history.epoch_loss}, label="loss")
 
 
@@ -91,7 +91,7 @@ def _figure(lines: Mapping[str, Sequence[float | None]], *, label: str) -> "Figu
     figure = new_figure((5.6, 3.6))
     panel = figure.subplots()
     for name, values in lines.items():
-        points = [(epoch, value) for epoch, value in enumerate(values, start=1) if value is not None]
+        points = [(epoch, value) for epoch, value in enumerate(values) if value is not None]
         # A line of one point would be invisible.
         marker = "o" if len(points) < _FEW else ""
         panel.plot(

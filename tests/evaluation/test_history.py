@@ -11,9 +11,9 @@ HISTORY = History(
 )
 
 
-def test_the_loss_of_an_epoch_is_over_epochs_from_1() -> None:
+def test_the_loss_of_an_epoch_is_over_epochs_from_0() -> None:
     panel = epoch_loss_figure(HISTORY).axes[0]
-    assert panel.lines[0].get_xydata().tolist() == [[1, 0.9], [2, 0.5], [3, 0.4]]
+    assert panel.lines[0].get_xydata().tolist() == [[0, 0.9], [1, 0.5], [2, 0.4]]
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("epoch", "loss")
     assert panel.get_legend() is None
 
@@ -30,7 +30,7 @@ def test_no_step_is_left_out() -> None:
 def test_both_scores_have_a_line_and_gaps_are_left_out() -> None:
     panel = scores_figure(HISTORY, label="R²").axes[0]
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["train", "validation"]
-    assert panel.lines[1].get_xydata().tolist() == [[1, 0.4], [3, 0.6]]
+    assert panel.lines[1].get_xydata().tolist() == [[0, 0.4], [2, 0.6]]
     assert panel.get_ylabel() == "R²"
     only = scores_figure(History(epoch_loss=(), step_loss=(), score_validation=(0.5,)))
     assert [line.get_label() for line in only.axes[0].lines] == ["validation"]
