@@ -113,7 +113,9 @@ def show(run: RunName, store: StoreAddress = None) -> None:
         "duration": _duration(found),
         "ended because": found.tags.get("dmx.end_reason", ""),
         "resumed": found.tags.get("dmx.resumed", ""),
-        "source": " ".join(found.tags.get(f"dmx.source_{name}", "") for name in ("run_id", "checkpoint", "file")),
+        "source": " ".join(
+            filter(None, (found.tags.get(f"dmx.source_{name}", "") for name in ("run_id", "checkpoint", "file")))
+        ),
         "used by": ", ".join(f"{child.experiment}/{child.name}" for child in children(opened, found)),
         "commit": found.tags.get("mlflow.source.git.commit", ""),
         "artifacts": str(opened.local_artifacts(found.id) or found.artifact_uri),
@@ -137,6 +139,9 @@ def _section(title: str, entries: Mapping[str, str]) -> None:
     if title:
         out.print(f"\n[bold]{title}[/]")
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    # The path of the artifacts is one long word, and nobody can use a part of it; a list of 100 layers may be cut.
+    grid.add_column(overflow="ellipsis" if title else "fold")
     for key, value in sorted(shown.items()) if title else shown.items():
         grid.add_row(escape(key), escape(value))
     out.print(grid)

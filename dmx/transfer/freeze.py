@@ -1,7 +1,7 @@
 """What is frozen when: a plan of names, from which every epoch follows without any memory of the epochs before."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ NEVER = math.inf
 
 WHOLE = ("copied", "adapted")
 """States of a transfer after which nothing of a tensor is left as it was initialized."""
+
+_LONGEST = 240
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class FreezePlan:
             if alike
             else "; ".join(f"{name}: {_text(held) or 'none'}" for name, held in subsampled.items()),
             "freeze.fc": _text(self.positions.get("fc", ())),
-            "freeze.layers": ",".join(self.layers),
+            "freeze.layers": _names(self.layers),
             "freeze.norm_statistics": self.norm_statistics,
             "freeze.num_frozen_parameters": self.num_frozen_parameters(),
         }
@@ -123,6 +125,12 @@ def owners(names: Iterable[str]) -> tuple[str, ...]:
 
 def _until(held: Mapping[str, float], epoch: int) -> frozenset[str]:
     return frozenset(name for name, until in held.items() if until > epoch)
+
+
+def _names(layers: Sequence[str]) -> str:
+    """Return layers as a param: a hundred of them would fill the screen beside another run, and be cut in a name."""
+    text = ",".join(layers)
+    return text if len(text) <= _LONGEST else f"{layers[0]} … {layers[-1]} ({len(layers)} layers)"
 
 
 def _text(positions: Collection[int]) -> str:

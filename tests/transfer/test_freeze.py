@@ -298,6 +298,12 @@ def test_layers_of_other_networks_are_told_by_their_outermost_names(plain: Netwo
     )
 
 
+def test_very_many_layers_are_told_by_the_first_the_last_and_their_number() -> None:
+    network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(200)))
+    params = freeze(network_parts(network, head="199"), layers="all_but_head").params()
+    assert params["freeze.layers"] == "0 … 198 (199 layers)"
+
+
 def test_what_was_left_initialized_is_named(parts: NetworkParts) -> None:
     plan = freeze(parts, normal=1, subsampled=(), fc=1)
     received = dict.fromkeys(plan.parameters, "copied")
