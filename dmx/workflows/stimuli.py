@@ -112,7 +112,8 @@ def _require_all_classes(stimuli: StimulusSet) -> None:
     found = {class_of[one.label] for one in stimuli.in_split("training") if one.label is not None}
     for index, name in enumerate(stimuli.classes):
         if index not in found:
-            raise CohortError(f"Class '{name}' of '{stimuli.name}' has no training images. Add some, or leave it out.")
+            owner = stimuli.file or stimuli.name
+            raise CohortError(f"Class '{name}' of '{owner}' has no training images. Add some, or leave it out.")
 
 
 def image_data(stimuli: StimulusSet, contract: ImageContract) -> ImageData:

@@ -1,14 +1,17 @@
 """Images through the command line: the whole way once, and one sentence for each kind of bad input."""
 
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from dmx.cli.console import out
-from dmx.cli.main import app
+from dmx.cli.main import app, main
 from dmx.cohort.image import write_image
 from dmx.errors import DmxError
 from tests.workflows.tiny_images import make_images, raw_settings
@@ -79,6 +82,16 @@ def test_runs_on_images_stand_side_by_side(project: Path, monkeypatch: pytest.Mo
     assert scored[-1].endswith("per case: evaluation/cases.csv")
 
 
+def pictures(project: Path) -> None:
+    """Make two pictures, and a JPEG of which the second half is missing."""
+    for name, level in (("a.png", 90), ("b.png", 120)):
+        write_image(project / "pictures" / name, np.full((30, 30, 3), level, dtype=np.uint8))
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    file = project / "pictures/cut.jpg"
+    Image.fromarray(noise).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 def stim(project: Path, *rows: str, head: str = "type=image\npath=pictures\n", data: str = "stimID,label") -> Path:
     file = project / "x.stim.csv"
     file.write_text(head + f"data={data}\n" + "".join(f"{row}\n" for row in rows))
@@ -94,20 +107,63 @@ def stim(project: Path, *rows: str, head: str = "type=image\npath=pictures\n", d
         (("a.png,0,1", "b.png,1,1"), {"data": "stimID,label,label"}, r"row 3: names the column 'label' twice"),
         (("a.png,0", "b.png,1"), {"head": "type=sound\npath=pictures\n"}, r"row 1: type must be image, got 'sound'"),
         (("a.png,0", "b.png,1"), {"head": "type=video\npath=pictures\n"}, r"row 1: type=video is not supported"),
+        (("a.png,0", "b.png,1"), {"head": "type=video_clip\npath=pictures\n"}, r"row 1: type=video_clip is not"),
         (("a.png,0", "b.png,0"), {}, "at least two classes"),
     ],
 )
 def test_bad_stimuli_are_one_sentence_with_file_and_row(
     project: Path, rows: tuple[str, ...], given: dict[str, str], sentence: str
 ) -> None:
-    for name in ("a.png", "b.png", "cut.jpg"):
-        write_image(project / "pictures" / name.replace(".jpg", ".png"), np.full((30, 30, 3), 90, dtype=np.uint8))
-    (project / "pictures/cut.jpg").write_bytes((project / "pictures/cut.png").read_bytes()[:60])
+    pictures(project)
     result = run("train", experiment(project, stim(project, *rows, **given)))
     assert isinstance(result.exception, DmxError)
     with pytest.raises(DmxError, match=sentence):
         raise result.exception
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "sections", "sentence"),
+    [
+        (
+            "path,label\npictures/a.png,cat\npictures/none.png,dog\n",
+            {},
+            r"t\.csv', row 3: there is no image '.*none\.png'",
+        ),
+        ("path,label\npictures/a.png,cat\npictures/cut.jpg,dog\n", {}, r"t\.csv', row 3: .*cut\.jpg' is damaged"),
+        ("path,label,label\npictures/a.png,cat,1\n", {}, r"t\.csv', row 1: names the column 'label' twice"),
+        (
+            "path,label,split\npictures/a.png,cat,training\npictures/b.png,dog,validation\n",
+            {},
+            r"Class 'dog' of '.*t\.csv' has no training images",
+        ),
+        ("path,age\npictures/a.png,3\npictures/b.png,x\n", {}, r"t\.csv', row 3: column 'age' must be a number"),
+        (
+            "path,age\npictures/a.png,3\npictures/b.png,\n",
+            {"task": "regression", "stimuli": {"targets": ["age"]}},
+            r"t\.csv', row 3: has no number in column 'age'",
+        ),
+    ],
+)
+def test_bad_tables_are_one_sentence_and_exit_code_2(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    text: str,
+    sections: dict[str, object],
+    sentence: str,
+) -> None:
+    pictures(project)
+    (project / "t.csv").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["dmx", "train", experiment(project, project / "t.csv", **sections)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
+    assert re.search(sentence, said)
 
 
 def test_a_class_without_images_is_named(project: Path) -> None:
