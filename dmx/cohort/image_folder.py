@@ -39,9 +39,8 @@ def read_image_folder(root: str | Path, *, classes: Sequence[str] = ()) -> Stimu
         label = names.index(folder.name)
         found = _images(folder)
         if not found:
-            raise CohortError(
-                f"Class '{folder.name}' has no images: '{folder}' has none of the files {', '.join(SUFFIXES)}."
-            )
+            endings = ", ".join(SUFFIXES)
+            raise CohortError(f"Class '{folder.name}' has no images: '{folder}' has no file with one of {endings}.")
         stimuli += [_stimulus(root, folder, image, label, split) for image in found]
     return StimulusSet(
         name=root.name,
