@@ -63,7 +63,7 @@ $(READY_ALL): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server-tests]'
 	@touch $@
 
-test-all: $(READY_ALL)  ## Run the slow tests too (about an hour and a half on two cores)
+test-all: $(READY_ALL)  ## Run the slow tests too (about an hour on two cores)
 	$(BIN)/python -m pytest -n 2 -rs -m 'slow or not slow' $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the branch coverage

@@ -205,6 +205,7 @@ class Gate:
             third answer is lost after the request has been carried out.
         fate: (part of a request, what becomes of the next one with it): ``lost``: carried out, and not answered;
             ``late``: carried out when :attr:`late` is set, long after whoever asked has gone.
+        met: How many such requests came since then, that one included.
         late: Lets requests through that were held back.
     """
 
@@ -212,7 +213,8 @@ class Gate:
         self.port = free_port()
         self.mode = "open"
         self.swallowed = 0
-        self.fate: tuple[bytes, str] | None = None
+        self.fate: tuple[bytes, str] = (b"", "")
+        self.met = 0
         self.late = threading.Event()
         self._target = target
         self._answers = 0
@@ -269,17 +271,19 @@ class Gate:
                     if self._answers % 3 == 0:
                         self.swallowed += 1
                         break
-                if not answers and self.fate is not None and self.fate[0] in data:
-                    _, what = self.fate
-                    self.fate = None
-                    while not _whole(data):
-                        data += source.recv(65536)
-                    threading.Thread(target=self._carry_out, args=(data, what), daemon=True).start()
-                    if what == "lost":
-                        # Long enough for the work, and shorter than anybody waits.
-                        time.sleep(2.0)
-                        break
-                    continue
+                part, what = self.fate
+                if not answers and what and part in data:
+                    self.met += 1
+                    if self.met == 1:
+                        while not _whole(data):
+                            data += source.recv(65536)
+                        work = threading.Thread(target=self._carry_out, args=(data, what), daemon=True)
+                        work.start()
+                        if what == "lost":
+                            # Whoever asked gives up after five seconds.
+                            work.join(4.5)
+                            break
+                        continue
                 target.sendall(data)
         for end in (source, target):
             self._cut(end)

@@ -210,7 +210,7 @@ def test_markup_in_names_is_shown_as_it_is(world: World, here: Path) -> None:
 
 def test_names_in_html_are_text() -> None:
     first = Member(id=NASTY, name=NASTY, kind=NASTY, status=NASTY, cohort=NASTY, frozen=NASTY, best=(NASTY, 0.5))
-    second = replace(first, id="b", origin=NASTY, evaluations=((NASTY, 0.5),))
+    second = replace(first, id="b", origin=NASTY, evaluations=(((NASTY, 0.5), NASTY),))
     family = Family(
         run="b",
         members={NASTY: first, "b": second},
