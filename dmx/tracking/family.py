@@ -14,8 +14,8 @@ from dmx.tracking.store import RunInfo, RunReader
 
 LINEAGE = "lineage.html"
 """The artifact that shows the family of a run."""
-_VALIDATION = ("val_volume/dice", "val/dice")
-_EVALUATION = "evaluation/dice"
+_VALIDATION = ("val_volume/dice", "val/dice", "val/accuracy", "val/r2")
+_EVALUATION = ("evaluation/dice", "evaluation/accuracy", "evaluation/r2")
 _FROZEN = ("normal", "subsampled", "fc", "layers")
 _MOST_MEMBERS = 500
 
@@ -49,7 +49,7 @@ class Member:
         cohort: Cohort that it trained on or scored, with the split where there is one.
         frozen: What was frozen, e.g. ``normal 1-3, fc 1``; ``None`` for a run that does not say.
         best: Metric and value of its best score.
-        evaluations: Cohort and Dice of the newest evaluation of each cohort and split.
+        evaluations: Score with its name, and cohort, of the newest evaluation of each cohort and split.
         origin: File of no run that its weights came from.
     """
 
@@ -60,7 +60,7 @@ class Member:
     cohort: str = ""
     frozen: str | None = None
     best: tuple[str, float] | None = None
-    evaluations: tuple[tuple[str, float], ...] = ()
+    evaluations: tuple[tuple[tuple[str, float], str], ...] = ()
     origin: str = ""
 
     @property
@@ -76,7 +76,7 @@ class Member:
         about += [f"from file {self.origin}"] if self.origin else []
         over_epochs = "" if self.kind == "evaluate" else "best "
         scores = [f"{over_epochs}{self.best[0]} {self.best[1]:.3f}"] if self.best else []
-        scores += [f"{_EVALUATION} {dice:.3f} on {cohort}" for cohort, dice in self.evaluations]
+        scores += [f"{name} {score:.3f} on {cohort}" for (name, score), cohort in self.evaluations]
         frozen = [] if self.frozen is None else [f"frozen: {self.frozen}" if self.frozen else "nothing frozen"]
         return tuple(line for line in (", ".join(about), *frozen, ", ".join(scores)) if line)
 
@@ -225,19 +225,24 @@ def _member(store: RunReader, run: RunInfo) -> Member:
 
 def best_score(store: RunReader, run: RunInfo) -> tuple[str, float] | None:
     """Return the best value of the metric that tells most about a run, over all epochs."""
-    if _EVALUATION in run.metrics:
-        return _EVALUATION, run.metrics[_EVALUATION]
+    if evaluated := _evaluated(run):
+        return evaluated
     key = next((key for key in _VALIDATION if key in run.metrics), None)
     return None if key is None else (key, max(point.value for point in store.metric_history(run.id, key)))
 
 
-def _evaluations(store: RunReader, run: RunInfo) -> Iterator[tuple[str, float]]:
+def _evaluated(run: RunInfo) -> tuple[str, float] | None:
+    """Return the score of an evaluation with its name."""
+    return next(((key, run.metrics[key]) for key in _EVALUATION if key in run.metrics), None)
+
+
+def _evaluations(store: RunReader, run: RunInfo) -> Iterator[tuple[tuple[str, float], str]]:
     seen = set()
     for child in _children(store, run):
         where = f"{child.params.get('cohort', '')}, {child.params.get('split', '')}"
-        if child.kind == "evaluate" and where not in seen and _EVALUATION in child.metrics:
+        if child.kind == "evaluate" and where not in seen and (score := _evaluated(child)):
             seen.add(where)
-            yield where, child.metrics[_EVALUATION]
+            yield score, where
 
 
 def frozen_words(params: Mapping[str, str]) -> str | None:

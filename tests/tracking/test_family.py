@@ -92,9 +92,16 @@ def test_the_family_holds_ancestors_and_descendants_of_all_experiments_and_no_si
     assert family.members[root.id].best == ("val_volume/dice", 0.75)
     assert family.members[root.id].frozen == ""
     assert family.members[child.id].frozen == "normal 1-3"
-    assert family.members[child.id].evaluations == (("balls, evaluation", 0.625),)
+    assert family.members[child.id].evaluations == ((("evaluation/dice", 0.625), "balls, evaluation"),)
     assert family.members[newest.id].best == ("evaluation/dice", 0.625)
     assert [member for member, _, _ in find_family(store, leaf).walk()] == [root.id, child.id, leaf.id]
+
+
+def test_a_classification_has_its_own_scores(make: Make, store: MlflowStore) -> None:
+    root = make("photos", metrics={"val/accuracy": 0.75, "val/loss": 0.5})
+    make("scored", root, kind="evaluate", metrics={"evaluation/accuracy": 0.625}, params={"cohort": "c", "split": "s"})
+    member = find_family(store, root).members[root.id]
+    assert member.facts[-1] == "best val/accuracy 0.750, evaluation/accuracy 0.625 on c, s"
 
 
 def test_every_source_is_found_and_the_larger_one_is_the_parent(make: Make, store: MlflowStore) -> None:
