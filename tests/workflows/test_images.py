@@ -204,3 +204,20 @@ def test_the_confusion_is_drawn_once_however_the_training_ends(project: Path, im
         assert [path.name.split("+")[:3] for path in folder.glob("*.png")] == [
             ["validation~confusion", "step", str(step)]
         ]
+
+
+def test_images_that_a_last_step_cannot_share_come_later_and_a_resume_knows(project: Path, images: Path) -> None:
+    given = image_settings(images, training={"batch_size": 1, "accumulate": 4, "epochs": 3})
+    teller = Teller()
+    whole = train(given, session(project, teller)).run
+    assert any(
+        sentence.startswith("2 of 10 training cases are too few for the 4 batches") for sentence in teller.sentences
+    )
+    assert [event.num_segments for event in teller.events if isinstance(event, StepEnded)] == [4] * 6
+    part = train(given, session(project, Teller(stop_after=3)))
+    assert resume(part.run.id, session(project)).reason == "finished"
+    store = open_store(root=project)
+    assert_same(final_state(store, whole), final_state(store, part.run))
+    silent = Teller()
+    train(image_settings(images, training={"batch_size": 2, "accumulate": 2, "epochs": 1}), session(project, silent))
+    assert not any("too few" in sentence for sentence in silent.sentences)
