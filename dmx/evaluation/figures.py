@@ -165,13 +165,15 @@ def _short(count: int) -> str:
 def curves_figure(history: History) -> "Figure":
     """Show how losses and scores went on: one panel each, every metric of the history a line.
 
+    With two classes the Dice of the foreground, of its only class and the mean are the same; one line stands for all.
+
     Args:
         history: One row per epoch with ``epoch`` and metrics such as ``train/mean_loss``, ``val/dice/core``,
             ``val_volume/dice``; a metric may be missing in a row.
     """
     keys = [key for key in _metrics(history) if key.rpartition("/")[2] in ("loss", "mean_loss") or "/dice" in key]
     losses = [key for key in keys if "/dice" not in key]
-    scores = [key for key in keys if "/dice" in key]
+    scores = _distinct(history, sorted((key for key in keys if "/dice" in key), key=len))
     panels = [(name, group) for name, group in (("loss", losses), ("Dice", scores)) if group]
     figure = new_figure((5.2 * max(len(panels), 1), 3.9))
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
@@ -184,6 +186,14 @@ def curves_figure(history: History) -> "Figure":
     for panel in axes:
         over_epochs(panel)
     return figure
+
+
+def _distinct(history: History, keys: Sequence[str]) -> list[str]:
+    """Return the metrics whose values no earlier one over the same data has in all epochs."""
+    kept: dict[tuple[object, ...], str] = {}
+    for key in keys:
+        kept.setdefault((key.partition("/")[0], *(row.get(key) for row in history)), key)
+    return list(kept.values())
 
 
 def runs_figure(histories: Mapping[str, History]) -> "Figure":

@@ -82,6 +82,13 @@ def test_curves_leave_out_metrics_without_values():
     assert figure_image(curves_figure([]), dpi=30).size
 
 
+def test_curves_of_two_classes_are_one_line_for_each_kind_of_data():
+    alike = ("val/dice/lesion", "val/dice/foreground", "val/dice", "train/dice", "train/dice/lesion")
+    rows = [{"epoch": epoch, **dict.fromkeys(alike, epoch / 4), "val/dice/core": 0.5} for epoch in (1, 2)]
+    (dice,) = curves_figure(rows).axes
+    assert sorted(line.get_label() for line in dice.lines) == ["train/dice", "val/dice", "val/dice/core"]
+
+
 @pytest.mark.parametrize("last", [0.5, 0.001])
 def test_the_learning_rate_is_logarithmic_when_it_spans_much(last):
     scale = lr_figure([{"epoch": 1, "lr": 1.0}, {"epoch": 2, "lr": last}]).axes[0].get_yscale()
