@@ -94,8 +94,9 @@ class CaseCache:
                     yield key
             except BrokenProcessPool as error:
                 raise DmxError(
-                    "A process that prepared cases was ended from outside, perhaps for lack of memory. Use fewer "
-                    f"processes than {processes}."
+                    "A process that prepared cases could not begin, or was ended from outside, perhaps for lack of "
+                    f"memory. Use fewer processes than {processes}; a script of your own must call dmx below "
+                    "if __name__ == '__main__': because the new processes read it, too."
                 ) from error
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
