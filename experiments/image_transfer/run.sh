@@ -32,8 +32,8 @@ dmx train "$here/alexnet.yaml" --set name=alexnet --name digits
 for seed in 0 1 2; do
   sets slices $seed
   common+=(--set name=alexnet)
-  dmx train "$here/conv5.yaml" "${common[@]}" --set transfer=null --set freeze.layers=null --name "scratch-$seed"
-  dmx train "$here/conv5.yaml" "${common[@]}" --set freeze.layers=null --name "finetuned-$seed"
+  dmx train "$here/conv5.yaml" "${common[@]}" --set transfer=null --set freeze.layers=[] --name "scratch-$seed"
+  dmx train "$here/conv5.yaml" "${common[@]}" --set freeze.layers=[] --name "finetuned-$seed"
   dmx train "$here/conv5.yaml" "${common[@]}" --name "conv5-$seed"
   dmx train "$here/conv5.yaml" "${common[@]}" --set freeze.layers=all_but_head --set training.epochs=50 \
     --set optimizer.lr=0.00001 --set schedule.name=constant --name "document-$seed"
