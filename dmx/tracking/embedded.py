@@ -12,7 +12,6 @@ from dmx.errors import RunError
 
 _NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs")
 _SQLITE = "sqlite:///"
-_MAGIC = b"SQLite format 3\0"
 
 
 def database_path(uri: str) -> Path | None:
@@ -43,10 +42,16 @@ def _require_database(path: Path) -> None:
     """Refuse what is there and is no database, before anything is written beside it."""
     if path.is_dir():
         raise RunError(f"The run store must be a database file, '{path}' is a folder. Use sqlite:///PATH/mlflow.db.")
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise RunError(f"The run store '{path}' is no SQLite database.")
+    if not path.is_file() or not path.stat().st_size:
+        return
+    # SQLite itself has to look: whoever else opens and closes the file takes away the locks of this process's
+    # connections, and the next process that ends removes the log from under them.
+    try:
+        with closing(sqlite3.connect(path, timeout=30)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise RunError(f"The run store '{path}' is no SQLite database.") from None
 
 
 def _switch_to_wal(database: Path) -> None:
