@@ -149,6 +149,7 @@ def _run(work: Callable[["Session"], "Trainee"]) -> None:
     from dmx.cli.display import TrainingDisplay
     from dmx.cli.report import TerminalReport, print_result, stopping_on_signals
     from dmx.tracking.location import mask, project_root
+    from dmx.tracking.summary import predict_command
     from dmx.workflows.session import Session
 
     with TerminalReport() as report, stopping_on_signals() as stop, TrainingDisplay(before=report.close) as display:
@@ -170,7 +171,7 @@ def _run(work: Callable[["Session"], "Trainee"]) -> None:
         return
     print_result(
         f"Run {run} is complete ({trained.run.id[:8]}).\n"
-        f"Predict:  dmx predict --from-run {trained.run.id[:8]} COHORT_OR_FILES -o DIR{store}\n"
+        f"Predict:  {predict_command(trained.run)}{store}\n"
         f"Score:    dmx evaluate --from-run {trained.run.id[:8]}{store}\n"
         f"Look:     dmx ui{store}"
     )

@@ -7,7 +7,15 @@ from dmx.tracking.store import RunInfo
 BATCHES = "dmx.batches"
 """Tag of a run whose batches were given in Python: it does not know its data, nor how its network is built."""
 
-_SCORES = ("val_volume/dice", "val/dice", "val/balanced_accuracy", "val/r2", "val/loss", "train/mean_loss")
+_SCORES = (
+    "val_volume/dice",
+    "val/dice",
+    "val/accuracy",
+    "val/balanced_accuracy",
+    "val/r2",
+    "val/loss",
+    "train/mean_loss",
+)
 
 
 def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
@@ -28,9 +36,15 @@ def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], nam
     return f"{description}\n\n| | |\n|---|---|\n{table}\n\n{commands}\n".lstrip()
 
 
+def predict_command(run: RunInfo) -> str:
+    """Return the command that predicts with a run: label maps in a folder, or a table of scores."""
+    output = "DIR" if run.tags.get("dmx.task", "segmentation") == "segmentation" else "TABLE.csv"
+    return f"dmx predict --from-run {run.id[:8]} COHORT_OR_FILES -o {output}"
+
+
 def _commands(run: RunInfo) -> str:
     return (
         f"- go on: `dmx resume {run.id[:8]}`\n"
-        f"- predict: `dmx predict --from-run {run.id[:8]} COHORT_OR_FILES -o DIR`\n"
+        f"- predict: `{predict_command(run)}`\n"
         f"- score: `dmx evaluate --from-run {run.id[:8]} COHORT`"
     )

@@ -32,6 +32,7 @@ def test_from_a_list_of_images_to_plots_and_scores(project: Path) -> None:
     trained = run("train", settings)
     assert trained.exit_code == 0, trained.output
     assert "; accuracy " in trained.output
+    assert "COHORT_OR_FILES -o TABLE.csv" in trained.output
     predicted = run(
         "predict", "--from-run", "gray/last", str(project / "gray.csv"), "-o", "t.csv", "--split", "evaluation"
     )
