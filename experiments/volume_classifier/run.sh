@@ -7,7 +7,7 @@ runs=volume-classifier
 source="--set transfer.sources.segmentation.run=$runs/segmentation --set transfer.sources.segmentation.checkpoint=last"
 $DMX train "$here/segmentation.yaml" --name segmentation
 $DMX evaluate --from-run $runs/segmentation --checkpoint last --name scored-segmentation
-$DMX predict --from-run $runs/segmentation --checkpoint last "$here/segmented.csv" --split evaluation -o predictions --name counted
+$DMX predict --from-run $runs/segmentation --checkpoint last "$here/segmented.csv" --split evaluation -o "$here/predictions" --name counted
 for seed in 0 1 2; do
     for labels in few all; do
         manifest=all.csv

@@ -15,6 +15,7 @@ from dmx.config.augmentation import (
     Rotate90Section,
 )
 from dmx.errors import ConfigError
+from dmx.sampling.augment import Augmenter
 from dmx.sampling.order import DrawnOrder
 from dmx.sampling.prefetch import Prefetcher
 from dmx.sampling.source import DeviceSource, MemoryMappedSource
@@ -157,3 +158,19 @@ def test_a_volume_that_is_shown_larger_reads_its_middle() -> None:
         widths.append(float(shown[0, 6, 0, 0] - shown[0, 2, 0, 0]))
     assert min(widths) < 3.5
     assert max(widths) > 5.0
+
+
+def test_a_segment_that_is_shifted_takes_its_labels_along(make_plan) -> None:
+    plan = make_plan()
+    labels = (torch.arange(20 * 18 * 16).reshape(20, 18, 16) % 7 == 0).to(torch.uint8)
+    moves = set()
+    for key in range(12):
+        augmenter = Augmenter(moved(0.0, 2.0, 0.0), plan)
+        (image, *_), target = augmenter.cut(labels[None].float(), labels, (10, 9, 8), key=key)
+        block = image[0, 2:-2, 2:-2, 2:-2]
+        plain = Augmenter(AugmentationSection(), plan).cut(labels[None].float(), labels, (10, 9, 8), key=key)[1]
+        # Where the image is nearer to one label than to the other, the label map says that one.
+        sure = (block - 0.5).abs() > 0.01
+        assert torch.equal((block > 0.5)[sure], (target == 1)[sure])
+        moves.add(torch.equal(target, plain))
+    assert False in moves
