@@ -136,7 +136,7 @@ WORDS: list[tuple[tuple[str, ...], str]] = [
     (("evaluate", "--from-run", "{run}", "--tolerance", "wide"), "--tolerance"),
     (("evaluate", "--from-run", "{run}", "--checkpoint", "none"), "none"),
     (("evaluate", "--from-run", "{run}", "--set", "prediction.mirror=[9]"), "mirror"),
-    (("cohort", "check"), "manifest"),
+    (("cohort", "check"), "SOURCE"),
     (("cohort", "check", "none.csv"), "none.csv"),
     (("cohort", "check", "{root}"), "{root}"),
     (("cohort", "check", _SCAN), "t1_0"),
