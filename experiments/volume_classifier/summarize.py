@@ -85,7 +85,7 @@ def row(labels: str, way: str, evaluations: Sequence[Evaluation], scratch: Seque
     gain = paired_difference(*(dict(zip(cases, of, strict=True)) for of in right), subjects)
     assert gain is not None
     area, low, high = auc_gain(large, scores_of(scratch, cases), scores, resamples=RESAMPLES)
-    line += f" {gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], p {gain.p:.2g} |"
+    line += f" {gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] |"
     return line + f" {area:+.3f} [{low:+.3f}, {high:+.3f}] |"
 
 

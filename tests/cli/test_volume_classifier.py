@@ -151,7 +151,7 @@ def test_rows_compare_the_same_cases() -> None:
     perfect = [evaluation(run, [0.1 + 0.8 * (n % 2) for n in range(20)]) for _ in range(2)]
     reversed_ = [evaluation(run, [0.9 - 0.8 * (n % 2) for n in range(20)]) for _ in range(2)]
     line = summary.row("few", "transfer", perfect, reversed_)
-    assert "| few | `transfer` | 1.000 (1.000, 1.000) | 1.000 (1.000, 1.000) | +1.000 [+1.000, +1.000], p" in line
+    assert "| few | `transfer` | 1.000 (1.000, 1.000) | 1.000 (1.000, 1.000) | +1.000 [+1.000, +1.000] |" in line
     assert line.endswith("| +1.000 [+1.000, +1.000] |")
     assert summary.row("all", "scratch", reversed_, reversed_) == (
         "| all | `scratch` | 0.000 (0.000, 0.000) | 0.000 (0.000, 0.000) | | |"
