@@ -241,7 +241,8 @@ def test_what_a_server_stands_on_fails_and_comes_back(study: Study, what: str) -
         synced = study.call("runs", "sync", study.folder.name)
         assert synced.code == 0, synced.said
     assert study.losses() == []
-    assert what != "answers" or team.gate.swallowed > 2
+    # After a lost answer to an upload nothing is asked for ten seconds, so it can be the only one.
+    assert what != "answers" or team.gate.swallowed > 0
 
 
 @pytest.mark.slow
