@@ -85,7 +85,8 @@ def import_(
         err.print(f"[yellow]Note:[/] {escape(note)}")
     cohort = imported.cohort
     out.print(
-        f"{len(cohort.cases)} cases of {len(cohort.subjects)} subjects, channels {escape(', '.join(cohort.channels))}, "
+        f"{_counted(len(cohort.cases), 'case')} of {_counted(len(cohort.subjects), 'subject')}, "
+        f"channels {escape(', '.join(cohort.channels))}, "
         f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}",
         soft_wrap=True,
     )
@@ -234,7 +235,11 @@ def split(
     write_manifest(cohort, output)
     for name in ("training", "validation", "evaluation"):
         cases = cohort.in_split(name)
-        out.print(f"{name}: {len(cases)} cases of {len({case.subject for case in cases})} subjects")
+        out.print(f"{name}: {_counted(len(cases), 'case')} of {_counted(len({c.subject for c in cases}), 'subject')}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from dmx.errors import DmxError
 
 app = typer.Typer(
     name="dmx",
-    help="Train 3D segmentation networks and carry what they learned to the next task. Every session is an MLflow run.",
+    help="Train networks on 3D scans or images, and carry what they learned to the next task. Every session is a run.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

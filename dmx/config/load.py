@@ -2,22 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dmx.config.files import with_absolute_files
+from dmx.config.findings import MAX_SHOWN, sentences
 from dmx.config.sections import Experiment
 from dmx.config.tasks import with_task_defaults
 from dmx.config.trust import trust_given
 from dmx.config.yaml_loader import MAX_DEPTH, parse_yaml, read_yaml
-from dmx.errors import ConfigError, suggest
+from dmx.errors import ConfigError
 
-_MAX_SHOWN = 60
 _LARGEST_NUMBER = 10**18
 
 Section = TypeVar("Section")
@@ -93,7 +92,7 @@ def build_experiment(raw: Mapping[str, Any], *, source: str = "experiment", fold
     try:
         return _adapter().validate_python(raw)
     except ValidationError as error:
-        problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
+        problems = "; ".join(sentences(error.errors(include_url=False)))
         raise ConfigError(f"{source}: {problems}") from None
 
 
@@ -115,54 +114,6 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _sentence(details: Mapping[str, Any]) -> str:
-    """Turn one finding of pydantic into words: where, what was given, what is allowed."""
-    *parents, last = details["loc"] or ("",)
-    kind = details["type"]
-    # The last part of an unknown setting is what was written, whatever it looks like.
-    written = kind == "unexpected_keyword_argument" or not _is_internal(last)
-    location = [*(part for part in parents if not _is_internal(part)), *([last] if written else [])]
-    name = ".".join(str(part) for part in location)
-    if kind == "unexpected_keyword_argument":
-        allowed = sorted(_allowed_keys(location[:-1]))
-        hint = suggest(str(location[-1]), allowed) or f" Allowed: {', '.join(allowed)}."
-        return f"unknown setting '{name}'.{hint}"
-    if kind in {"missing", "missing_argument"}:
-        return f"setting '{name}' is missing"
-    if kind == "value_error":
-        message = str(details["ctx"]["error"])
-        return f"{name}: {message}" if name else message
-    try:
-        got = repr(details["input"])
-    except ValueError:
-        # Python writes no number of more than 4300 digits.
-        got = "a number of thousands of digits"
-    got = got if len(got) <= _MAX_SHOWN else got[:_MAX_SHOWN] + "…"
-    where = f"setting '{name}': " if name else ""
-    return f"{where}{details['msg'][0].lower() + details['msg'][1:]}, got {got}"
-
-
-def _is_internal(part: object) -> bool:
-    """Tell whether a part of a location names a member of a union instead of a setting."""
-    return isinstance(part, str) and any(sign in part for sign in ("[", "(", "literal", "function-"))
-
-
-def _allowed_keys(location: Sequence[str | int]) -> list[str]:
-    section: object = Experiment
-    for part in location:
-        if isinstance(part, int) or not is_dataclass(section):
-            continue
-        section = _section_of(get_type_hints(section).get(str(part)))
-    return [field.name for field in fields(section)] if is_dataclass(section) else []
-
-
-def _section_of(annotation: object) -> object:
-    """Find the dataclass inside of ``tuple[Section, ...]`` or ``Section | None``."""
-    if is_dataclass(annotation):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part)) is not None), None)
-
-
 def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings with ``section.key=value`` words applied; values are YAML.
 
@@ -180,7 +131,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             raise ConfigError(f"--set {key}: the value must be YAML, e.g. 5 or [1, 2], got '{text}'.") from None
         path = key.split(".")
         if len(path) > MAX_DEPTH:
-            raise ConfigError(f"--set {key[:_MAX_SHOWN]}…: no setting lies that deep.")
+            raise ConfigError(f"--set {key[:MAX_SHOWN]}…: no setting lies that deep.")
         _place(values, path, value, word)
     return values
 
@@ -222,7 +173,7 @@ def section_from_dict(section: type[Section], values: Mapping[str, Any], *, name
     try:
         return TypeAdapter(section).validate_python(values)
     except ValidationError as error:
-        problems = "; ".join(_sentence(details) for details in error.errors(include_url=False))
+        problems = "; ".join(sentences(error.errors(include_url=False)))
         raise ConfigError(f"{name or section.__name__}: {problems}") from None
 
 

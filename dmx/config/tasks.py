@@ -25,6 +25,10 @@ def with_task_defaults(raw: Mapping[str, Any]) -> dict[str, Any]:
     training = values.get("training", {})
     if isinstance(training, Mapping):
         values["training"] = {"steps_per_epoch": 0, **training}
+    # DeepMedic's small penalties would pull the weights of photographs to 0.
+    penalties = values.get("regularization", {})
+    if values.get("stimuli") and isinstance(penalties, Mapping):
+        values["regularization"] = {"l1": 0.0, "l2": 0.0, **penalties}
     losses = values.get("losses", {})
     if task == "regression" and isinstance(losses, Mapping):
         values["losses"] = {"cross_entropy": 0.0, "mse": 1.0, **losses}

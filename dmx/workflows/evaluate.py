@@ -168,7 +168,7 @@ def require_unseen(
     """
     leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
     notes, tags = require_no_leak(leaks, allowed=allowed)
-    for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
+    for sentence in (*notes, *unknown):
         session.report.say(sentence)
     return tags
 

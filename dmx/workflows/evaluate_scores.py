@@ -67,7 +67,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
     cohort = inputs.cohort
     leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
     notes, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
-    for sentence in (*notes, *(f"Whom {name} was trained on is unknown." for name in unknown)):
+    for sentence in (*notes, *unknown):
         session.report.say(sentence)
     scores = network_scores(trained, inputs, device)
     rows = truth_rows(trained, inputs, scores)

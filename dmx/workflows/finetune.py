@@ -96,7 +96,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     ]
     leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
-    notes += told + [f"Whom {name} was trained on is unknown, so leaks from it cannot be found." for name in unknown]
+    notes += [*told, *unknown]
     start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
     start = replace(start, tags={**start.tags, **leak_tags})
     return run_training(checked, session, start=start, name=request.name, strict=request.strict)

@@ -70,7 +70,7 @@ def ancestors(store: RunReader, run: RunInfo) -> list[RunInfo]:
 
 
 def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[Case]) -> tuple[list[Leak], list[str]]:
-    """Return which cases a run or its ancestors have seen, and the runs of which that cannot be known.
+    """Return which cases a run or its ancestors have seen, and a sentence for each of which that cannot be known.
 
     Args:
         store: Where the runs are kept.
@@ -84,17 +84,22 @@ def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[C
     for seen_by in ancestors(store, run):
         file = seen_by.tags.get("dmx.source_file")
         if file is not None and seen_by.kind != "import":
-            unknown.append(f"the network in '{file}'")
+            unknown.append(cannot_tell(f"the network in '{file}'"))
         if seen_by.tags.get("dmx.optimizer_state") == UNTRAINED:
             # It has seen nobody: its cases are those that it was made for.
             continue
         known = read_identity(store, seen_by)
         if known is None:
-            unknown.append(f"{seen_by.experiment}/{seen_by.name}")
+            unknown.append(cannot_tell(f"{seen_by.experiment}/{seen_by.name}"))
             continue
         for split in ("training", "validation"):
             leaks += _shared(held_out, known.get(split, []), seen_by, split)
     return leaks, unknown
+
+
+def cannot_tell(network: str) -> str:
+    """Say that a network does not tell whom it has seen."""
+    return f"Not known: which subjects {network} was trained on. Whether held-out ones are among them was not checked."
 
 
 def _shared(

@@ -27,7 +27,7 @@ from dmx.workflows.checked import Checked
 from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.freezing import check_origin
-from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.identity import cannot_tell, find_leaks, require_no_leak
 from dmx.workflows.inputs import complete_inputs, first_texts
 from dmx.workflows.options import transfer_options
 from dmx.workflows.params import training_params
@@ -253,11 +253,7 @@ def train_transferred(
     leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, tags = require_no_leak(leaks, allowed=allow_leak)
     start = transferred_start(store, checked, source)
-    notes = [
-        *told,
-        *(f"Whom {other} was trained on is unknown, so leaks from it cannot be found." for other in unknown),
-    ]
-    start = replace(start, sentences=notes, tags={**start.tags, **tags})
+    start = replace(start, sentences=[*told, *unknown], tags={**start.tags, **tags})
     return run_training(checked, session, start=start, name=name, strict=strict)
 
 
@@ -307,12 +303,12 @@ def _leaks(
     tags: dict[str, str] = {}
     for source in sources:
         if source.trained is None:
-            notes.append(f"Whom '{source.name}' was trained on is unknown, so leaks from it cannot be found.")
+            notes.append(cannot_tell(f"'{source.name}'"))
             continue
         leaks, unknown = find_leaks(
             store, source.trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation
         )
         told, found = require_no_leak(leaks, allowed=allowed)
-        notes += [*told, *(f"Whom {name} was trained on is unknown." for name in unknown)]
+        notes += [*told, *unknown]
         tags |= found
     return notes, tags

@@ -10,7 +10,7 @@ import pytest
 from dmx.cohort.case import Case
 from dmx.errors import CohortError, RunError
 from dmx.tracking.store import RunInfo, RunReader
-from dmx.workflows.identity import IDENTITY, ancestors, find_leaks, identity, require_no_leak
+from dmx.workflows.identity import IDENTITY, ancestors, cannot_tell, find_leaks, identity, require_no_leak
 
 BLANK = RunInfo(
     id="", name="", experiment="study", experiment_id="1", status="FINISHED", started=0, ended=0, artifact_uri=""
@@ -104,4 +104,4 @@ def test_what_is_not_known_is_named_and_an_untrained_network_has_seen_nobody(run
     moved = runs.add("moved", seen, **{**tags, "dmx.kind": "transfer"})
     found, unknown = find_leaks(cast(RunReader, runs), moved, cohort="a", cases=[case(tmp_path, "s1", "one")])
     assert found == []
-    assert unknown == ["the network in 'w.pth'", "study/import"]
+    assert unknown == [cannot_tell("the network in 'w.pth'"), cannot_tell("study/import")]

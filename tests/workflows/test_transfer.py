@@ -210,7 +210,7 @@ def test_whom_a_file_was_trained_on_is_said_to_be_unknown(project: Path, manifes
     teller = Teller()
     quick = settings(manifest, training={"epochs": 1}, validation={"volumes_every_epochs": 0})
     train_transferred(quick, moved.id, session(project, teller), name=None, strict=False)
-    assert any("the network in 'w.safetensors' was trained on is unknown" in said for said in teller.sentences)
+    assert any("which subjects the network in 'w.safetensors' was trained on" in said for said in teller.sentences)
 
 
 def test_what_differs_from_the_default_is_a_param(project: Path, manifest: Path, source: str) -> None:
