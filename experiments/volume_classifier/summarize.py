@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from dmx.cohort.manifest import read_manifest
 from dmx.cohort.volume import read_grid
+from dmx.errors import DmxError, RunError
 from dmx.evaluation.classification import roc_auc
 from dmx.evaluation.paired import paired_difference
 from dmx.tracking.files import read_text
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.scores import Evaluation, paired_scores
+from dmx.tracking.store import RunStore
 
 WAYS = ("scratch", "transfer", "frozen")
 LABELS = ("few", "all")
@@ -111,22 +113,34 @@ def without_classifier(manifest: Path, predictions: str) -> list[str]:
     return [f"{what}: AUC {mean_auc(large, values):.3f}" for what, values in scores.items()]
 
 
-def main() -> None:
-    """Read the newest evaluations."""
-    store = open_store()
-    print("| labels | way | accuracy (each seed) | AUC (each seed) | difference of accuracy | difference of AUC |")
-    print("|---|---|---|---|---|---|")
+def table(store: RunStore) -> list[str]:
+    """Return the lines of the table, from the newest evaluations.
+
+    Raises:
+        RunError: A run does not exist, or has not been evaluated.
+    """
+    lines = ["| labels | way | accuracy (each seed) | AUC (each seed) | difference of accuracy | difference of AUC |"]
+    lines.append("|---|---|---|---|---|---|")
     for labels in LABELS:
         runs = [[store.find_run(f"volume-classifier/{way}-{labels}-{seed}") for way in WAYS] for seed in SEEDS]
         found = [paired_scores(store, of) for of in runs]
         if any(scores is None or len(scores.evaluations) < len(WAYS) for scores in found):
-            raise SystemExit("Not all runs have been evaluated; run.sh does all of it.")
+            raise RunError("Not all runs have been evaluated; run.sh does all of it.")
         tables = [scores.evaluations for scores in found if scores is not None]
-        for number, way in enumerate(WAYS):
-            print(row(labels, way, [of[number] for of in tables], [of[0] for of in tables]))
-    counted = read_text(store, store.find_run("volume-classifier/counted").id, "predictions/predictions.csv")
-    for line in without_classifier(Path(sys.argv[1]), counted or ""):
-        print(line)
+        lines += [row(labels, way, [of[k] for of in tables], [of[0] for of in tables]) for k, way in enumerate(WAYS)]
+    return lines
+
+
+def main() -> None:
+    """Print the table, and what is known without a classifier."""
+    store = open_store()
+    try:
+        lines = table(store)
+        counted = read_text(store, store.find_run("volume-classifier/counted").id, "predictions/predictions.csv")
+        lines += ["", *without_classifier(Path(sys.argv[1]), counted or "")]
+    except DmxError as error:
+        raise SystemExit(str(error)) from None
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

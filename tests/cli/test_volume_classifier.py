@@ -188,8 +188,8 @@ def test_every_command_of_the_experiment_runs(
     summary.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:5]] == ["`scratch`", "`transfer`", "`frozen`"]
-    assert lines[5].startswith("volume of the predicted label map: AUC ")
-    assert lines[6].startswith("number of voxels of the scan: AUC ")
+    assert lines[6].startswith("volume of the predicted label map: AUC ")
+    assert lines[7].startswith("number of voxels of the scan: AUC ")
     monkeypatch.setattr(summary, "SEEDS", (0, 1))
-    with pytest.raises(Exception, match="few-1"):
+    with pytest.raises(SystemExit, match="No run 'volume-classifier/scratch-few-1'"):
         summary.main()
