@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dmx.config.model import ENCODER_CLASSIFIER
 from dmx.config.sections import Experiment
 from dmx.geometry import triple
 from dmx.model.network import TrainableNetwork
@@ -54,14 +55,16 @@ def optimization_params(experiment: Experiment, network: TrainableNetwork, freez
 
 def network_params(experiment: Experiment, contract: AnyContract, network: TrainableNetwork) -> dict[str, object]:
     """Return the params that describe a network, however it came about."""
-    model, multiscale = experiment.model, experiment.model.name == "multiscale"
+    model = experiment.model
+    multiscale = model.name == "multiscale"
+    in_pathways = multiscale or (model.name == ENCODER_CLASSIFIER and not model.arguments)
     return {
         "task": experiment.task,
         "channels": ",".join(contract.channels),
         "targets" if experiment.task == "regression" else "classes": ",".join(contract.outputs),
         "network": model.name,
-        "network.widths": _list(model.normal.widths) if multiscale else "",
-        "network.pathways": 1 + len(model.subsampled) if multiscale else 1,
+        "network.widths": _list(model.normal.widths) if in_pathways else "",
+        "network.pathways": 1 + len(model.subsampled) if in_pathways else 1,
         "network.fc": _list(model.fc.widths) if multiscale else "",
         "network.parameters": _count(network),
         "network.trainable_parameters": _count(network),

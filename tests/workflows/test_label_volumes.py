@@ -79,6 +79,7 @@ def test_an_encoder_is_carried_from_a_segmentation_into_a_classifier(
     info = store.get_run(done.run.id)
     assert {"val/accuracy", "score_train/accuracy", "train/accuracy"} <= info.metrics.keys()
     assert info.params["steps_per_epoch"] == "2"
+    assert info.params["network.pathways"] == "2"
     scored = evaluate_by_task(EvaluateRequest(run=done.run.id, allow_leak=True), session(project))
     assert isinstance(scored, EvaluatedScores)
     assert len(scored.rows) == 2
