@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 READY_ALL := $(VENV)/.ready-all
 DMX := $(BIN)/dmx
 DEMO := demo/cohort_a/manifest.csv
+NEXT := demo/cohort_next/few.csv
 FEW := demo/cohort_b/few.csv
 LESIONS := experiments/lesion_transfer/target.yaml
+OTHERS := --set name=demo-few --set cohort.manifest=$(NEXT)
 SHORT := --set training.epochs=3 --set training.steps_per_epoch=40
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -32,10 +34,17 @@ setup: $(READY)  ## Make the virtual environment (every target does it when need
 
 # Each call makes runs of its own names, so that it can be repeated.
 demo: NOW := $(shell date +%Y%m%d-%H%M%S)
-demo: $(DEMO) $(FEW)  ## Train on one cohort, carry it to another, print scores and lineage (about 5 minutes on two cores)
+demo: $(DEMO) $(NEXT) $(FEW)  ## Train on one cohort, carry it to others, print scores and lineage (about 5 minutes on two cores)
 	$(DMX) train experiments/demo/stroke.yaml
 	$(DMX) predict --from-run demo/last $(DEMO) --split evaluation -o demo/predictions --overwrite
 	$(DMX) evaluate --from-run demo/last
+	@echo
+	@echo "Now strokes of another study, from 4 cases: from scratch, and fine-tuned from what was learned."
+	$(DMX) train experiments/demo/stroke.yaml $(OTHERS) $(SHORT) --name scratch-$(NOW)
+	$(DMX) finetune experiments/demo/next.yaml --from-run demo/last $(OTHERS) --name finetuned-$(NOW)
+	$(DMX) evaluate --from-run demo-few/scratch-$(NOW)
+	$(DMX) evaluate --from-run demo-few/finetuned-$(NOW)
+	$(DMX) runs compare demo-few/scratch-$(NOW) demo-few/finetuned-$(NOW)
 	@echo
 	@echo "Now tumors, on other channels, from 4 cases: from scratch, and with what was learned on strokes."
 	$(DMX) train $(LESIONS) $(SHORT) --name scratch-$(NOW)
@@ -50,6 +59,10 @@ demo: $(DEMO) $(FEW)  ## Train on one cohort, carry it to another, print scores 
 # A manifest is written last: where it is, the cohort is complete.
 $(DEMO): | $(READY)
 	$(DMX) cohort make A -o demo/cohort_a --processes 2
+
+$(NEXT): | $(READY)
+	$(DMX) cohort make A --seed 7 -o demo/cohort_next --cases 16 --processes 2
+	$(DMX) cohort split demo/cohort_next/manifest.csv -o $@ --training 0.25 --evaluation 0.75
 
 $(FEW): | $(READY)
 	$(DMX) cohort make B -o demo/cohort_b --cases 16 --processes 2

@@ -175,12 +175,11 @@ def evaluate(
 
 def _print_scores(done: "Evaluated") -> None:
     split = f", split {done.split}" if done.split else ""
-    table = Table(
-        title=f"{done.cohort}{split}: {len(done.rows)} cases, mean [95 % interval over subjects]",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
+    # As the table's title it would be wrapped at the table's width.
+    out.print(
+        escape(f"{done.cohort}{split}: {len(done.rows)} cases, mean [95 % interval over subjects]"), soft_wrap=True
     )
+    table = Table(box=None, pad_edge=False)
     for title in ("class", "Dice", "sensitivity", "precision", "HD95 mm", "surface Dice"):
         table.add_column(title, justify="left" if title == "class" else "right")
     names = ("foreground", *done.classes) if len(done.classes) > 1 else done.classes

@@ -140,7 +140,7 @@ def make_import_run(found: FoundModel, session: Session, *, name: str | None, ur
         params={
             **network_params(experiment, found.contract, found.network),
             "source.file": found.file.name,
-            **({} if found.epochs is None else {"source.epoch": found.epochs}),
+            **({} if found.epochs is None else {"source.epochs": found.epochs}),
         },
         tags={"dmx.task": experiment.task, **file_source_tags(found.file, found.sha256)},
         note=experiment.description,

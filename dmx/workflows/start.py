@@ -74,7 +74,7 @@ def source_params(trained: TrainedNetwork) -> dict[str, object]:
     return {
         "source.run": f"{trained.run.experiment}/{trained.run.name}",
         "source.checkpoint": trained.checkpoint_name,
-        "source.epoch": trained.manifest["epoch"],
+        "source.epochs": trained.manifest["epoch"],
         "source.step": trained.manifest["global_step"],
     }
 

@@ -133,7 +133,7 @@ def test_a_checkpoint_is_named_by_its_epoch(project: Path, source: str, other: P
     run = store.get_run(finetune(request, session(project, teller)).run.id)
     theirs = read_checkpoint(checkpoint_path(store, store.get_run(source), "epoch=0", root=project))
     assert_same(initial(project, run.id)["model"], dict(theirs.prediction_state))
-    assert (run.params["source.checkpoint"], run.params["source.epoch"], run.params["source.step"]) == (
+    assert (run.params["source.checkpoint"], run.params["source.epochs"], run.params["source.step"]) == (
         "epoch=0",
         "1",
         "4",

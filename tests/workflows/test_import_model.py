@@ -74,7 +74,7 @@ def test_the_run_holds_the_network_and_says_where_it_comes_from(files: Path) -> 
     data = (files / "small.ckpt.data-00000-of-00001").read_bytes()
     assert run.tags["dmx.source_file"] == "small.ckpt.data-00000-of-00001"
     assert run.tags["dmx.source_sha256"] == hashlib.sha256(data).hexdigest()
-    assert (run.params["source.epoch"], run.params["network.widths"]) == ("35", "4,5")
+    assert (run.params["source.epochs"], run.params["network.widths"]) == ("35", "4,5")
     assert (done.epochs, done.parameters) == (35, int(run.params["network.parameters"]))
     trained = opened(store, files)
     assert trained.manifest["source"] == {

@@ -78,7 +78,7 @@ def test_the_run_says_where_it_comes_from(project: Path) -> None:
     nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
     trained = imported(project, teller, folder=project / TRAINED / "fold_0")
     run = trained.run
-    assert (run.kind, run.status, run.params["source.epoch"]) == ("import", "FINISHED", "3")
+    assert (run.kind, run.status, run.params["source.epochs"]) == ("import", "FINISHED", "3")
     assert run.tags["dmx.source_file"] == "checkpoint_final.pth"
     assert trained.manifest["source"]["format"] == "nnunet"
     contract = trained.contract
