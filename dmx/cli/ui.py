@@ -20,7 +20,8 @@ StoreAddress = Annotated[
 
 def ui(
     port: Annotated[
-        int, typer.Option("--port", min=1, max=65535, help="Port; the next free one if it is taken.")
+        int,
+        typer.Option("--port", min=1, max=65535, help="Port; the next free one if it is taken or browsers refuse it."),
     ] = 5000,
     store: StoreAddress = None,
 ) -> None:

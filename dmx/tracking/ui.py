@@ -18,17 +18,23 @@ from dmx.tracking.embedded import database_path
 from dmx.tracking.location import mask
 
 HOST = "127.0.0.1"
+# "Bad ports" above 1023 of the WHATWG's Fetch standard: a browser opens no page there.
+_BLOCKED = frozenset(
+    (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080)
+)
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
 
 
 def free_port(wanted: int) -> int:
-    """Return the first free port from ``wanted`` on.
+    """Return the first free port from ``wanted`` on that browsers open.
 
     Raises:
         RunError: None of twenty is free.
     """
     for port in range(wanted, min(wanted + 20, 65536)):
+        if port in _BLOCKED:
+            continue
         with socket.socket() as probe:
             # A port that was closed a moment ago can be used again.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
