@@ -77,7 +77,7 @@ $(READY_ALL): $(READY)
 	@touch $@
 
 test-all: $(READY_ALL)  ## Run the slow tests too (about an hour on two cores)
-	$(BIN)/python -m pytest -n 2 -rs -m 'slow or not slow' $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs -m 'slow or not slow' $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)
