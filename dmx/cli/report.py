@@ -1,18 +1,15 @@
 """What a person sees of the work around a training: sentences, and bars for what takes time."""
 
-import os
 import signal
-import stat
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from dmx.cli.console import err, out
+from dmx.cli.console import err, out, say_nothing_more
 
 
 class TerminalReport:
@@ -88,7 +85,7 @@ def stopping_on_signals() -> Iterator[StopSignal]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _say_nothing_more()
+            say_nothing_more()
         elif stop.number:
             raise KeyboardInterrupt
         stop.number = stop.number or number
@@ -104,17 +101,6 @@ def stopping_on_signals() -> Iterator[StopSignal]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _say_nothing_more() -> None:
-    """Let what is printed go nowhere where the terminal is gone, for writing to it would fail."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            # A terminal that is gone is still a device, but no longer says that it is a terminal.
-            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):
-                os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def print_result(sentence: str) -> None:

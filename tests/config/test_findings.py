@@ -1,8 +1,12 @@
 """What pydantic finds, in words."""
 
+import time
+
 import pytest
+import yaml
 
 from dmx.config.load import build_experiment
+from dmx.config.yaml_loader import parse_yaml
 from dmx.errors import ConfigError
 
 
@@ -31,3 +35,13 @@ def test_images_are_trained_without_penalties_unless_one_is_asked_for() -> None:
 
     assert (plain.l1, plain.l2) == (0, 0)
     assert (asked.l1, asked.l2) == (0, 0.01)
+
+
+def test_a_long_row_of_digits_is_read_as_fast_as_any_text() -> None:
+    """With a pattern that can match digits in two ways it took minutes."""
+    start = time.process_time()
+
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml("9" * 100_000 + "name:\n  x: 1\n")
+
+    assert time.process_time() - start < 20

@@ -127,6 +127,8 @@ def serve_terminal(master: int, *, close: bool) -> int:
 
 def be_the_command(request: dict[str, Any], board: Board) -> None:
     """Run a command as a fresh process would; never returns."""
+    # Whoever has started the tests may have it ignored, as nohup does.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     code = 1
     try:
         prepare(request)
