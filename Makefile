@@ -76,7 +76,7 @@ $(READY_ALL): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server-tests]'
 	@touch $@
 
-test-all: $(READY_ALL)  ## Run the slow tests too (about an hour on two cores)
+test-all: $(READY_ALL)  ## Run the slow tests too (about 40 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -rs -m 'slow or not slow' $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the branch coverage
