@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dmx.cohort.check_images import ImageReport
 
 app = typer.Typer(
-    help="Describe, check, split and look at the scans of a study.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Describe, check, split and look at the scans or images of a study.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 

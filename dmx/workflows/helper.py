@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dmx.model.network import TrainableNetwork
     from dmx.workflows.checked import Checked
     from dmx.workflows.processes import Orders
 
@@ -60,24 +59,19 @@ def _help(connection: Connection, memory: int) -> None:
 def _checked(orders: "Orders") -> "Checked":
     """Return the checked training with a network that is built here."""
     from dmx.config.trust import trust_factory
-    from dmx.model.build import build_network
-    from dmx.model.classifier import build_classifier
+    from dmx.model.by_task import build_by_task
 
     if orders.trusted is not None:
         trust_factory(orders.trusted)
     experiment, contract = orders.values["experiment"], orders.values["contract"]
-    channels, outputs = len(contract.channels), len(contract.outputs)
-    network: TrainableNetwork
-    if experiment.task == "segmentation":
-        network = build_network(
-            experiment.model,
-            num_channels=channels,
-            num_classes=outputs,
-            compatibility=experiment.compatibility,
-            seed=experiment.seed,
-        )
-    else:
-        network = build_classifier(experiment.model, num_channels=channels, num_outputs=outputs, seed=experiment.seed)
+    network = build_by_task(
+        experiment.model,
+        task=experiment.task,
+        num_channels=len(contract.channels),
+        num_outputs=len(contract.outputs),
+        compatibility=experiment.compatibility,
+        seed=experiment.seed,
+    )
     return orders.kind(network=network, **orders.values)
 
 

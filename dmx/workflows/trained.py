@@ -11,8 +11,7 @@ from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment, PredictionSection
 from dmx.config.yaml_loader import read_yaml
 from dmx.errors import CheckpointError, ConfigError, ModelError, RunError
-from dmx.model.build import build_network
-from dmx.model.classifier import build_classifier
+from dmx.model.by_task import build_by_task
 from dmx.model.network import Network, TrainableNetwork
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import KIND, ImageContract
@@ -166,16 +165,14 @@ def contract_of(manifest: Mapping[str, Any]) -> AnyContract:
 def network_of(checkpoint: Checkpoint, contract: AnyContract) -> TrainableNetwork:
     """Build the network that a checkpoint describes, with the weights to predict with."""
     manifest = checkpoint.manifest
-    network: TrainableNetwork
     try:
-        section = section_from_dict(ModelSection, manifest["model"])
-        channels, outputs = len(contract.channels), len(contract.outputs)
-        if manifest.get("task", "segmentation") == "segmentation":
-            network = build_network(
-                section, num_channels=channels, num_classes=outputs, compatibility=manifest["compatibility"]
-            )
-        else:
-            network = build_classifier(section, num_channels=channels, num_outputs=outputs)
+        network = build_by_task(
+            section_from_dict(ModelSection, manifest["model"]),
+            task=manifest.get("task", "segmentation"),
+            num_channels=len(contract.channels),
+            num_outputs=len(contract.outputs),
+            compatibility=manifest["compatibility"],
+        )
         network.load_state_dict(dict(checkpoint.prediction_state))
     except (KeyError, ModelError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint's weights do not fit the network that it describes: {error}") from error
