@@ -21,7 +21,7 @@ from dmx.training.events import (
 from dmx.training.freezing import begin, end, enter_epoch
 from dmx.training.losses import Loss
 from dmx.training.position import Position
-from dmx.training.progress import judge, out_of_patience, require_metric
+from dmx.training.progress import ended_early, judge, out_of_patience, require_metric
 from dmx.training.samples import ValidationResult
 from dmx.training.settings import FitSettings
 from dmx.training.state import Best, TrainState
@@ -80,7 +80,7 @@ def fit(  # noqa: PLR0913  # a training is made of these
             listener(event)
 
     loss = Loss(settings.losses, len(settings.classes), compatibility=settings.compatibility)
-    reason: Reason = "finished"
+    reason: Reason = "early_stopping" if ended_early(state, epochs=settings.training.epochs) else "finished"
     with prepared(settings.training, state.device):
         begin(state, settings, emit)
         emit(_started(state, settings))
@@ -214,7 +214,7 @@ def _end_epoch(
     emit(
         EpochEnded(epoch=epoch, global_step=state.position.global_step, metrics=metrics, seconds=metrics["time/epoch"])
     )
-    over = out_of_patience(state, settings.checkpoints, measured=verdict.measured)
+    over = out_of_patience(state, settings.checkpoints, epochs=settings.training.epochs, measured=verdict.measured)
     names = _names(epoch, settings, best=verdict.improved, over=over)
     if names:
         emit(CheckpointDue(state=state, position=state.position, names=names, metrics=metrics))

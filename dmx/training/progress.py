@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dmx.config.sections import CheckpointSection
 from dmx.errors import ConfigError
 from dmx.training.events import Notice
-from dmx.training.state import Best, TrainState
+from dmx.training.state import Best, Patience, TrainState
 
 AUTOMATIC = ("val_volume/dice", "val/dice", "train/mean_loss")
 """What names the best checkpoint with ``best_metric: auto``: the first of these that has been measured."""
@@ -97,7 +97,25 @@ def _missing(metric: str, section: CheckpointSection, metrics: Mapping[str, floa
     )
 
 
-def out_of_patience(state: TrainState, section: CheckpointSection, *, measured: bool) -> bool:
-    """Return whether too many epochs have passed without a better value; only a new value can tell."""
-    patience = section.early_stopping
-    return measured and patience is not None and state.position.epoch - state.best.epoch >= patience
+def out_of_patience(state: TrainState, section: CheckpointSection, *, epochs: int, measured: bool) -> bool:
+    """Return, and keep in the state, whether too many epochs have passed without a better value.
+
+    Args:
+        state: The training after an epoch.
+        section: Settings.
+        epochs: Epochs that it is to have.
+        measured: Whether this epoch has a value; only a new one can tell.
+    """
+    patience, waiting = section.early_stopping, state.patience
+    waited = state.position.epoch - max(state.best.epoch, waiting.since)
+    if measured and patience is not None and waited >= patience:
+        waiting.over = epochs
+    return waiting.over > 0
+
+
+def ended_early(state: TrainState, *, epochs: int) -> bool:
+    """Return whether a training that goes on was ended early before; with more epochs it waits anew instead."""
+    waiting = state.patience
+    if 0 < waiting.over < epochs:
+        state.patience = Patience(since=state.position.epoch)
+    return state.patience.over > 0

@@ -40,6 +40,19 @@ class Best:
     epoch: int = 0
 
 
+@dataclass
+class Patience:
+    """Whether a training has waited too long for a better value; part of its state, or a resume would train on.
+
+    Attributes:
+        since: Epochs done when it began to wait anew, because more epochs were asked for.
+        over: Epochs that the training was to have when it was ended early; 0: it was not.
+    """
+
+    since: int = 0
+    over: int = 0
+
+
 class EpochRecord:
     """What has been added up in the running epoch.
 
@@ -130,6 +143,7 @@ class TrainState:
         origin: What is kept of the weights at the beginning.
         position: What has been done.
         best: Best value so far.
+        patience: Whether it was ended early.
         last_checkpoint: Name of the newest complete checkpoint, for error messages; whoever saves one sets it.
     """
 
@@ -144,6 +158,7 @@ class TrainState:
     origin: Origin = field(default_factory=Origin)
     position: Position = field(default_factory=Position)
     best: Best = field(default_factory=Best)
+    patience: Patience = field(default_factory=Patience)
     last_checkpoint: str | None = None
 
     @contextmanager
@@ -170,6 +185,7 @@ class TrainState:
             "average_updates": None if self.average is None else self.average.updates,
             "position": asdict(self.position),
             "best": asdict(self.best),
+            "patience": asdict(self.patience),
             "record": self.record.state_dict(),
             "origin": self.origin.state_dict(),
         }
@@ -205,6 +221,7 @@ class TrainState:
             self.origin.load_state_dict(training["origin"], self.model)
         self.position = Position(**training["position"])
         self.best = Best(**training["best"])
+        self.patience = Patience(**training.get("patience", {}))
 
 
 def new_state(

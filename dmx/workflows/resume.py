@@ -20,6 +20,7 @@ from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
 from dmx.tracking.store import RunInfo, RunReader, RunStore
 from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
+from dmx.training.progress import ended_early
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Checked
 from dmx.workflows.identity import identity, read_identity
@@ -27,7 +28,7 @@ from dmx.workflows.inputs import planned_rates, portable
 from dmx.workflows.privacy import hiding
 from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
-from dmx.workflows.train import Trainee, run_fit
+from dmx.workflows.train import ENDED_EARLY, Trainee, run_fit
 from dmx.workflows.trained import contract_of, run_experiment
 
 _SHOWN = 5
@@ -79,7 +80,9 @@ def resume(
     store = open_store(uri, session.root)
     settle_all(store, session.root / "mlruns")
     info = _with_all_it_told(store, find_training(store, run_name), session)
-    _require_unfinished(info, extension)
+    _require_training(info, extension)
+    if info.status == "FINISHED" and extension is None:
+        return _complete(info, session, uri)
     before = run_experiment(store, info)
     experiment = _changed(before, changes or {})
     if extension is not None:
@@ -110,6 +113,17 @@ def _with_all_it_told(store: RunStore, info: RunInfo, session: Session) -> RunIn
     return store.get_run(info.id)
 
 
+def _complete(info: RunInfo, session: Session, uri: str | None) -> Trainee:
+    """Say that a run has come to its end: whoever resumes until nothing is left is done then."""
+    early = info.tags.get("dmx.end_reason") == ENDED_EARLY
+    why = "no improvement for too long" if early else "all epochs were done already"
+    session.report.say(
+        f"Run {info.experiment}/{info.name} ({info.id[:8]}) is complete: {why}; nothing is left to train."
+    )
+    reason = "early_stopping" if early else "finished"
+    return Trainee(run=info, reason=reason, best_metric="", best_value=None, store=uri)
+
+
 def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) -> Trainee:
     """Train from a checkpoint on."""
     content = read_checkpoint(folder)
@@ -127,7 +141,11 @@ def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) 
         origin = "seed" if content.manifest["source"] is None else "source"
         goes = f"was ended before its first checkpoint after 'initial'; it begins again from its {origin}."
     session.report.say(f"{place} {goes}")
-    if position.epoch >= epochs:
+    if ended_early(assembled.state, epochs=epochs):
+        session.report.say(
+            "The training had ended early already: no improvement for too long; nothing is left to train."
+        )
+    elif position.epoch >= epochs:
         session.report.say(f"All {epochs} epochs were done already; nothing is left to train.")
     restored = "Optimizer state restored. Uninitialized: no. Reset requested: no."
     run.log_line(restored)
@@ -149,7 +167,7 @@ def _untrained(info: RunInfo) -> bool:
     return info.tags.get("dmx.optimizer_state") == UNTRAINED
 
 
-def _require_unfinished(info: RunInfo, extension: Extension | None) -> None:
+def _require_training(info: RunInfo, extension: Extension | None) -> None:
     """Require a run that trains, or a transfer that was ended before its network was saved.
 
     Raises:

@@ -31,6 +31,8 @@ from dmx.workflows.session import Session
 from dmx.workflows.space import require_space
 from dmx.workflows.start import Start, log_start
 
+ENDED_EARLY = "No improvement for too long."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trainee:
@@ -198,4 +200,4 @@ def end_run(run: ActiveRun, result: FitResult) -> None:
     if result.reason == "stopped":
         run.end("KILLED", f"Stopped on request after step {result.position.global_step}.")
     else:
-        run.end("FINISHED", "All epochs done." if result.reason == "finished" else "No improvement for too long.")
+        run.end("FINISHED", "All epochs done." if result.reason == "finished" else ENDED_EARLY)

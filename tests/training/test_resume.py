@@ -13,13 +13,13 @@ import torch
 from dmx import seeding
 from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection
 from dmx.config.optimization import OptimizerSection, ScheduleSection
-from dmx.config.sections import TrainingSection
+from dmx.config.sections import CheckpointSection, TrainingSection
 from dmx.errors import CheckpointError
 from dmx.model.build import build_network
 from dmx.model.network import Network
 from dmx.sampling.batch import Batch
 from dmx.training.checkpoint import read_checkpoint, write_checkpoint
-from dmx.training.events import EpochEnded, Event, StepEnded
+from dmx.training.events import CheckpointDue, EpochEnded, Event, StepEnded
 from dmx.training.loop import fit
 from dmx.training.samples import ValidationResult
 from dmx.training.settings import FitSettings
@@ -152,6 +152,38 @@ def test_each_part_of_the_state_is_needed(
     resumed.load_state_dict(saved)
     resumed, second = run(resumed, settings, batches)
     assert not (same(resumed, whole) and first + second == told)
+
+
+def test_a_training_that_ended_early_has_ended_whenever_it_was_killed(
+    settings: FitSettings, batches: Batches, new_network: NewNetwork
+) -> None:
+    """The checkpoint of the last epoch knows it; with more epochs the training waits anew."""
+    settings = with_everything(settings, OptimizerSection(name="sgd", lr=0.02))
+    longer = replace(settings.training, epochs=9)
+    settings = replace(settings, training=longer, checkpoints=CheckpointSection(early_stopping=2, best_mode="min"))
+    state, saved = new_state(new_network(), settings), []
+
+    def worse(state: TrainState, epoch: int) -> ValidationResult:
+        return ValidationResult(metrics={"val/dice": float(epoch)})
+
+    def killed_after_saving(event: Event) -> None:
+        if isinstance(event, CheckpointDue):
+            saved.append(through_a_file(event.state.state_dict()))
+
+    ended = fit(state, batches, settings, validate=worse, listeners=[killed_after_saving])
+    assert (ended.reason, ended.position.epoch) == ("early_stopping", 3)
+    for _ in range(2):
+        resumed = new_state(new_network(), settings)
+        resumed.load_state_dict(saved[-1])
+        again = fit(resumed, batches, settings, validate=worse, listeners=[killed_after_saving])
+        assert (again.reason, again.position) == ("early_stopping", ended.position)
+        assert same(resumed, state)
+    extended = replace(settings, training=replace(longer, epochs=20))
+    for until in (5, 5):
+        resumed = new_state(new_network(), extended)
+        resumed.load_state_dict(saved[-1])
+        again = fit(resumed, batches, extended, validate=worse, listeners=[killed_after_saving])
+        assert (again.reason, again.position.epoch) == ("early_stopping", until)
 
 
 def test_dropout_follows_the_seed(settings: FitSettings, batches: Batches, new_network: NewNetwork) -> None:

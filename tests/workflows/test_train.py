@@ -137,6 +137,25 @@ def test_a_complete_run_has_nothing_left_to_train(project: Path, manifest: Path)
     assert any("nothing is left to train" in sentence for sentence in teller.sentences)
 
 
+def test_a_run_that_ended_early_is_complete_and_trains_no_epoch_more(project: Path, manifest: Path) -> None:
+    early = {"training": {"epochs": 9}, "optimizer": {"lr": 1e-9}, "checkpoints": {"early_stopping": 1}}
+    ended = train(settings(manifest, **early), session(project))
+    assert ended.reason == "early_stopping"
+    store = open_store(root=project)
+    before = [point.step for point in store.metric_history(ended.run.id, "epoch")]
+    for _ in range(2):
+        teller = Teller()
+        assert resume(ended.run.id, session(project, teller)).reason == "early_stopping"
+        assert any("is complete: no improvement" in sentence for sentence in teller.sentences)
+    # A process that was killed after its last checkpoint and before it could say so.
+    store.set_status(ended.run.id, "KILLED")
+    teller = Teller()
+    assert resume(ended.run.id, session(project, teller)).reason == "early_stopping"
+    assert any("It had ended early already" in sentence for sentence in teller.sentences)
+    assert [point.step for point in store.metric_history(ended.run.id, "epoch")] == before
+    assert store.get_run(ended.run.id).status == "FINISHED"
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "part"),
     [
