@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from dmx.api.places import locate, run_name
+from dmx.api.places import Logged, locate, run_name
 from dmx.errors import ConfigError, ModelError
 from dmx.evaluation.ablation import ablated as channels_off
 from dmx.evaluation.activations import read_activations
@@ -136,7 +136,7 @@ def activations(  # what the command takes
         name=name,
         overwrite=overwrite,
     )
-    done = write_activations(request, Session(root=root))
+    done = write_activations(request, Session(root=root, report=Logged()))
     return Activations(run=done.run, file=done.file.path, shapes=done.file.shapes)
 
 
@@ -226,7 +226,7 @@ def ablate(
         uri=uri,
         name=name,
     )
-    return run_ablation(request, Session(root=root))
+    return run_ablation(request, Session(root=root, report=Logged()))
 
 
 def probe(
@@ -281,7 +281,7 @@ def probe(
         uri=uri,
         name=name,
     )
-    return run_probe(request, Session(root=root))
+    return run_probe(request, Session(root=root, report=Logged()))
 
 
 def _layers(layers: str | Path | Layers) -> Layers:

@@ -5,7 +5,7 @@ from typing import TypeVar, overload
 
 from torch import nn
 
-from dmx.api.places import locate, open_place, run_name
+from dmx.api.places import Logged, locate, open_place, run_name
 from dmx.errors import CheckpointError
 from dmx.model.image_network import ImageNetwork
 from dmx.model.module import ModuleNetwork
@@ -117,5 +117,5 @@ def export(
         overwrite=overwrite,
         uri=uri,
     )
-    done: Exported = export_run(request, Session(root=root))
+    done: Exported = export_run(request, Session(root=root, report=Logged()))
     return done.output

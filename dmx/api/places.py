@@ -1,15 +1,24 @@
-"""What a person may write for a run or a store."""
+"""What a person may write for a run or a store, and who hears of warnings."""
 
+import logging
 from pathlib import Path
 
 from dmx.errors import RunError
 from dmx.tracking.location import embedded_uri, mask, project_root
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunStore
-from dmx.workflows.session import Session
+from dmx.workflows.session import Session, Silence
 
 _RUNS = "runs:/"
 _FOLDER = "mlruns"
+
+
+class Logged(Silence):
+    """Pass warnings to the logger ``dmx`` of Python, which prints them unless the program decides otherwise."""
+
+    def warn(self, sentence: str) -> None:
+        """Log a warning."""
+        logging.getLogger("dmx").warning("Warning: %s", sentence)
 
 
 def run_name(run: str) -> str:
@@ -51,6 +60,6 @@ def locate(store: str | Path | None) -> tuple[str | None, Path]:
 
 
 def open_place(store: str | Path | None) -> tuple[RunStore, Session]:
-    """Return an opened store, and a session in its project that shows nothing."""
+    """Return an opened store, and a session in its project that shows warnings only."""
     uri, root = locate(store)
-    return open_store(uri, root), Session(root=root)
+    return open_store(uri, root), Session(root=root, report=Logged())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dmx.api.models import load_model
-from dmx.api.places import locate, open_place, run_name
+from dmx.api.places import Logged, locate, open_place, run_name
 from dmx.api.results import History, Training
 from dmx.config.load import apply_overrides, read_raw, section_from_dict
 from dmx.config.sections import PredictionSection
@@ -107,7 +107,7 @@ def resume(
 
 def _trained(work: Callable[[Session], Trainee], root: Path, *, store: Store) -> Training:
     """Train, and return what the run has kept."""
-    done = work(Session(root=root))
+    done = work(Session(root=root, report=Logged()))
     return Training(
         model=load_model(done.run.id, store=store or done.store),
         history=history(done.run.id, store=store or done.store),
@@ -187,7 +187,7 @@ def predict(
         name=name,
         overwrite=overwrite,
     )
-    return predict_by_task(request, Session(root=root))
+    return predict_by_task(request, Session(root=root, report=Logged()))
 
 
 def evaluate(
@@ -237,7 +237,7 @@ def evaluate(
         uri=uri,
         name=name,
     )
-    return evaluate_by_task(request, Session(root=root))
+    return evaluate_by_task(request, Session(root=root, report=Logged()))
 
 
 def _prediction(settings: Settings | None) -> PredictionSection | None:

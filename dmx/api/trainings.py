@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dmx.api.frozen import Frozen
-from dmx.api.places import locate
+from dmx.api.places import Logged, locate
 from dmx.api.results import Keeper, Training
 from dmx.config.freeze import FreezeSection
 from dmx.config.load import build_experiment
@@ -95,7 +95,7 @@ def train(
         raise ConfigError("experiment and name belong to a run; give a store to make one.")
     words["tracking"] = {**words.get("tracking", {}), "uri": uri}
     keeper = Keeper()
-    session = Session(root=root, listeners=(keeper,))
+    session = Session(root=root, report=Logged(), listeners=(keeper,))
     with _same_flags(model, () if freeze is None else freeze.plan.parameters):
         if isinstance(data, str | Path):
             if validation is not None or score_train or classes:

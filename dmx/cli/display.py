@@ -120,6 +120,7 @@ class TrainingDisplay:
         )
         self._task = self._bar.add_task("", total=1, words="")
         self._live: Live | None = None
+        self._noticed: set[str] = set()
 
     def __enter__(self) -> Self:
         """Be ready; the live display begins with the training."""
@@ -152,9 +153,16 @@ class TrainingDisplay:
             case EpochEnded():
                 self._epoch(event)
             case Notice():
-                self._say(f"Note: {event.message}")
+                self._notice(event)
             case TrainingEnded():
                 self._say(f"Training {_REASONS[event.reason]} after {event.position.global_step:,} steps.")
+
+    def _notice(self, event: Notice) -> None:
+        line = f"{'Warning' if event.warning else 'Note'}: {event.message}"
+        # A warning of each epoch is shown once.
+        if line not in self._noticed or not event.warning:
+            self._noticed.add(line)
+            self._say(line)
 
     def _start(self, event: TrainingStarted) -> None:
         self._started = event

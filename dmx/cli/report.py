@@ -25,6 +25,11 @@ class TerminalReport:
         self.close()
         err.print(escape(sentence), soft_wrap=True)
 
+    def warn(self, sentence: str) -> None:
+        """Show a warning."""
+        self.close()
+        err.print(f"[yellow]Warning:[/] {escape(sentence)}", soft_wrap=True)
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Show how much of something is done; a bar that is full disappears."""
         if not err.is_terminal:

@@ -60,6 +60,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     cohort: Cohort,
     *,
     num_classes: int | None = None,
+    classes: Sequence[str] = (),
     fill: Collection[str] = (),
     labels: Mapping[int, int] | None = None,
     channels: Sequence[str] | None = None,
@@ -71,6 +72,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     Args:
         cohort: The cohort.
         num_classes: Labels must lie below it; the number of the cohort's classes by default.
+        classes: Names of the classes; those of the cohort by default.
         fill: Channels that a case may lack, because the experiment says how they are filled.
         labels: Class of each label in the files, for labels that are merged or dropped.
         channels: Channels that are used; all by default. Files of others are not read.
@@ -78,10 +80,11 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         progress: Told how many of how many files are done.
     """
     used = tuple(channels) if channels else cohort.channels
+    names = tuple(classes) or cohort.classes
     expected = Expected(
         channels=used,
         fill=frozenset(fill),
-        num_classes=num_classes if num_classes is not None else len(cohort.classes) or None,
+        num_classes=num_classes if num_classes is not None else len(names) or None,
         labels=labels or {},
     )
     cases = [replace(case, channels={name: case.channels.get(name) for name in used}) for case in cohort.cases]
@@ -92,6 +95,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     findings = [
         *_unknown_channels(cohort, used),
         *(finding for case in cases for finding in case_findings(case, by_case[case.name], expected)),
+        *_absent_classes(cases, by_case, names, expected.labels),
         *_subjects_in_two_splits(cases),
         *_duplicates(cases, by_case),
     ]
@@ -123,6 +127,30 @@ def _unknown_channels(cohort: Cohort, used: Sequence[str]) -> Iterator[Finding]:
             near = suggest(channel, cohort.channels)
             message = f"is not in the cohort, which has {', '.join(cohort.channels)}.{near}"
             yield Finding("error", "", f"channel_{channel}", message)
+
+
+def _absent_classes(
+    cases: Sequence[Case],
+    facts: Mapping[str, Mapping[str, FileFacts]],
+    classes: Sequence[str],
+    labels: Mapping[int, int],
+) -> Iterator[Finding]:
+    """Yield classes that no label map for training holds; without splits every label map counts."""
+    where = " for training" if any(case.split == "training" for case in cases) else ""
+    learned = [case for case in cases if case.split == "training"] or [case for case in cases if not case.split]
+    found = {
+        labels.get(int(value), int(value))
+        for case in learned
+        if case.label_map is not None
+        for value, count in facts[case.name]["label_map"].counts
+        if count and value % 1 == 0
+    }
+    # Without a single readable label map something else is wrong, and is said.
+    for index, name in enumerate(classes) if found else ():
+        if index and index not in found:
+            consequence = ", so it cannot be learned" if where else ""
+            message = f"No label map{where} holds class '{name}' ({index}){consequence}."
+            yield Finding("warning", "", "label_map", message)
 
 
 def _subjects_in_two_splits(cases: Sequence[Case]) -> Iterator[Finding]:

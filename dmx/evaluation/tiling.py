@@ -41,6 +41,7 @@ class Predictor:
         device: Device of the network.
         keep_outside: Leave what tiles gave outside of the roi instead of zeros (DeepMedic's DICE1 counts it).
         dtype: Type of probability maps; float16 halves their memory.
+        warn: Gets a sentence where smaller tiles had to do.
     """
 
     network: Network
@@ -48,6 +49,7 @@ class Predictor:
     device: torch.device
     keep_outside: bool = False
     dtype: torch.dtype = torch.float32
+    warn: Callable[[str], object] = _LOG.warning
 
     def probabilities(
         self,
@@ -142,8 +144,8 @@ class _Job:
             if predictor.device.type == "cuda":
                 torch.cuda.empty_cache()
         if plan is not first:
-            sizes = (size_text(first.shape), predictor.device, size_text(plan.shape))
-            _LOG.warning("Tiles of %s voxels did not fit into the memory of %s; %s did.", *sizes)
+            wanted, used = size_text(first.shape), size_text(plan.shape)
+            predictor.warn(f"Tiles of {wanted} voxels did not fit into the memory of {predictor.device}; {used} did.")
         return result
 
     def _predict(self, plan: SegmentPlan, progress: Progress | None) -> Tensor:

@@ -1,7 +1,6 @@
 """Which case and which voxel each segment is centered on, as pure functions of keys."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -87,6 +86,9 @@ class Roster:
         cases_per_epoch: Draw from that many cases in an epoch; None: from all.
         key: Key of the draws.
 
+    Attributes:
+        missing: Categories that no case has; their share goes to the others.
+
     Raises:
         CohortError: No case has any of the categories.
     """
@@ -108,12 +110,7 @@ class Roster:
                 f"None of the {len(source)} cases has a voxel of {', '.join(missing)} to sample from. "
                 "Check the label maps, rois and weight maps, or choose other sampling.categories."
             )
-        if missing:
-            warnings.warn(
-                f"No case has a voxel of {', '.join(missing)}; the share goes to the other sampling categories.",
-                UserWarning,
-                stacklevel=4,
-            )
+        self.missing = tuple(missing)
 
     def pick(self, epoch: int, position: int, count: int) -> tuple[Iterator[int], str]:
         """Return the cases for the segment at a position of the ``count`` segments of an epoch, and the category.

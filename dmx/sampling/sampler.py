@@ -83,6 +83,11 @@ class SegmentSampler:
             key=seeding.derive(self._key, "roster"),
         )
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Return the categories that no case has; their share goes to the others."""
+        return self._roster.missing
+
     def batch(self, epoch: int, step: int, part: int = 0) -> Batch:
         """Return one batch.
 

@@ -135,7 +135,10 @@ class Recorder:
             self._upload()
 
     def _notice(self, event: Notice) -> None:
-        self._run.log_line(event.message)
+        if event.warning:
+            self._run.summary.warn(event.message)
+        else:
+            self._run.log_line(event.message)
 
     def _ended(self, event: TrainingEnded) -> None:
         for name, (draw, step) in self._at_end.items():
@@ -167,7 +170,7 @@ class Recorder:
 
     def _note(self, progress: str) -> None:
         text = training_note(self._run.info, progress, self._metrics, self._run.checkpoints.names)
-        self._run.set_tags({"mlflow.note.content": text})
+        self._run.summary.set(text)
 
 
 def _span(seconds: float) -> str:

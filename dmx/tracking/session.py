@@ -21,6 +21,7 @@ from dmx.tracking.names import check_name, next_name, sole_name
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.process import now, process_tags, require_free
 from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
+from dmx.tracking.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,6 +67,7 @@ class ActiveRun:
         folder: Its folder on this machine.
         hide: Applied to every text that is logged, see :class:`dmx.tracking.privacy.Pseudonyms`.
         checkpoints: Its checkpoints.
+        summary: Its Markdown summary, which takes warnings, too.
     """
 
     def __init__(self, store: RunStore, info: RunInfo, folder: RunFolder, notify: Notify) -> None:
@@ -80,6 +82,7 @@ class ActiveRun:
         self._ended = False
         self.hide: Callable[[str], str] = str
         self.checkpoints = Checkpoints(folder, checkpoint_names(info.tags), self.write)
+        self.summary = Summary(self, info.tags.get("dmx.description", ""))
 
     @property
     def files(self) -> Path:
@@ -106,10 +109,10 @@ class ActiveRun:
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         """Set tags; ``None`` removes one."""
-        values = {key: value if value is None else self._told(value)[:_MAX_TAG] for key, value in tags.items()}
+        values = {key: value if value is None else self.told(value)[:_MAX_TAG] for key, value in tags.items()}
         self.write({"do": "tags", "values": values})
 
-    def _told(self, text: str) -> str:
+    def told(self, text: str) -> str:
         """Return a text as it may be kept: without subjects where they are hidden, never with a password."""
         return mask(self.hide(text))
 
@@ -121,7 +124,7 @@ class ActiveRun:
         """Make a text an artifact."""
         with self.guarded(path):
             with drafted(self.files / path) as draft:
-                draft.write_text(self._told(text), encoding="utf-8")
+                draft.write_text(self.told(text), encoding="utf-8")
             self.log_file(path)
 
     def log_figure(self, path: str, figure: "Figure") -> None:
@@ -145,7 +148,7 @@ class ActiveRun:
     def log_line(self, text: str) -> None:
         """Add a line with the time to ``log.txt``."""
         with self.guarded("log.txt"), (self.files / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self._told(text)}\n")
+            file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.told(text)}\n")
 
     def sync(self) -> None:
         """Return when the disk has all that was logged; part of every checkpoint."""
@@ -290,18 +293,14 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
         store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **process_tags()})
         store.set_status(info.id, "RUNNING")
         run = ActiveRun(store, store.get_run(info.id), folder, notify)
-        _log_untold(run)
+        if not folder.in_place:
+            # Files that were complete when the process was killed, but that it had not logged yet.
+            for file in untold(folder.journal, run.files):
+                run.log_file(file)
         return run
     except BaseException:
         folder.unlock()
         raise
-
-
-def _log_untold(run: ActiveRun) -> None:
-    """Tell of files that were complete when the process was killed, but of which it had not told yet."""
-    if not run.folder.in_place:
-        for file in untold(run.folder.journal, run.files):
-            run.log_file(file)
 
 
 def checkpoint_path(store: RunStore, run: RunInfo, name: str, *, root: Path | None = None) -> Path:

@@ -170,9 +170,11 @@ class Notice:
 
     Attributes:
         message: One sentence.
+        warning: Whether something is probably not as it was meant.
     """
 
     message: str
+    warning: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,8 @@ def _missing(metric: str, section: CheckpointSection, metrics: Mapping[str, floa
     return (
         Notice(
             message=f"checkpoints.best_metric '{metric}' was not measured in this epoch, so it cannot be the best one. "
-            f"Measured: {', '.join(measured)}."
+            f"Measured: {', '.join(measured)}.",
+            warning=True,
         ),
     )
 

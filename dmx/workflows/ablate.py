@@ -108,8 +108,10 @@ def ablate(request: AblateRequest, session: Session) -> Ablated:
         },
         tags={**trained_tags(trained), **leak_tags},
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(trained.experiment, cohort.cases, session.root)
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
+    ):
         scorer.log_inputs(run)
         whole = scorer.score(run, what="scoring the whole network")
         with ablated(trained.network, request.layer, request.channels):
@@ -139,7 +141,7 @@ def _scorer(request: AblateRequest, trained: TrainedNetwork, device: torch.devic
         trained=trained,
         cohort=cohort,
         split=split,
-        predictor=scoring_predictor(trained, request.settings, device),
+        predictor=scoring_predictor(trained, request.settings, device, session=session),
         settings=request.settings,
         session=session,
     )

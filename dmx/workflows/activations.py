@@ -77,8 +77,8 @@ def activations(request: ActivationsRequest, session: Session) -> Activations:
     with (
         ActivationWriter(request.output, names=data.names) as writer,
         start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hide),
     ):
-        run.hide = hide
         done = 0
         for outputs in data.outputs(request.layers):
             session.report.progress("reading layers", done, len(data.names))

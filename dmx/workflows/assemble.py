@@ -87,13 +87,13 @@ def _check_segments(
         network.segment_plan(triple(experiment.validation.segment))
     findings = check_cohort(
         data.cohort,
-        num_classes=len(data.contract.classes),
+        classes=data.contract.classes,
         fill=experiment.cohort.fill,
         labels=experiment.cohort.labels,
         channels=data.contract.channels,
         progress=session.progress("checking files"),
     )
-    require_no_errors(findings)
+    require_no_errors(findings, session)
     return CheckedSegments(
         experiment=experiment,
         data=data,
@@ -174,6 +174,11 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
         device=device,
         compatibility=experiment.compatibility,
     )
+    if sampler.missing:
+        session.warn(
+            f"No training case has a voxel of {', '.join(sampler.missing)}; the share goes to the other sampling "
+            "categories."
+        )
     validate = Validation(
         experiment=experiment,
         settings=checked.settings,

@@ -123,7 +123,10 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
         return Ended(task=ready.task, reason=result.reason)
     experiment = ready.experiment
     store = open_store(experiment.tracking.uri, session.root)
-    with start_run(store, _new_run(request, ready), root=session.root, notify=session.report.say) as run:
+    with (
+        start_run(store, _new_run(request, ready), root=session.root, notify=session.report.say) as run,
+        session.keeping(run),
+    ):
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         run.log_text("config.yaml", as_yaml(experiment))
         run.log_text("environment.json", json.dumps(environment(), indent=2))

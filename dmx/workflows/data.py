@@ -1,6 +1,7 @@
 """From an experiment to cases, contract and network: everything that is known before the first step."""
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from dmx.model.build import build_network
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract, resolve_contract
 from dmx.workflows.checked import SplitCases
+from dmx.workflows.session import Session
 
 _FINDINGS_SHOWN = 5
+_CASES_SHOWN = 5
 _METRIC_NAME = re.compile(r"^[\w\-.: ]+$")
 
 
@@ -136,8 +139,12 @@ def _check_labels(training: Sequence[Case], validation: Sequence[Case]) -> None:
             raise CohortError(f"Case '{case.name}' has no label map; cases for {case.split} need one.")
 
 
-def require_no_errors(findings: CheckReport) -> None:
-    """Raise ``CohortError`` with the first errors of a check."""
+def require_no_errors(findings: CheckReport, session: Session) -> None:
+    """Require a cohort that can be used, and show the warnings of its check: one for all cases that share it.
+
+    Raises:
+        CohortError: The check found errors; the message has the first ones.
+    """
     if findings.errors:
         shown = "; ".join(
             f"{finding.case} {finding.column}: {finding.message.rstrip('.')}"
@@ -149,6 +156,20 @@ def require_no_errors(findings: CheckReport) -> None:
             f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
             "See all of them with 'dmx cohort check'."
         )
+    cases: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for finding in findings.warnings:
+        cases[finding.column, finding.message].append(finding.case)
+    for (column, message), names in cases.items():
+        session.warn(_warning(column, message, [name for name in names if name]))
+
+
+def _warning(column: str, message: str, cases: Sequence[str]) -> str:
+    """Return a warning with the first of the cases that share it."""
+    if not cases:
+        return message
+    shown = ", ".join(f"'{name}'" for name in cases[:_CASES_SHOWN])
+    more = f" and {len(cases) - _CASES_SHOWN} more" if len(cases) > _CASES_SHOWN else ""
+    return f"{'Case' if len(cases) == 1 else 'Cases'} {shown}{more}: {column} {message}".replace("  ", " ")
 
 
 def make_network(experiment: Experiment, contract: Contract) -> tuple[Network, SegmentPlan]:

@@ -99,7 +99,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
     check_scans(cohort, trained.contract, session, with_labels=True)
-    predictor = scoring_predictor(trained, request.settings, device)
+    predictor = scoring_predictor(trained, request.settings, device, session=session)
     new = NewRun(
         experiment=trained.run.experiment,
         kind="evaluate",
@@ -108,8 +108,10 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         params={"cohort": cohort.name, "split": split or "all", "cases": len(cohort.cases), **source_params(trained)},
         tags={**trained_tags(trained), **leak_tags},
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(trained.experiment, cohort.cases, session.root)
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
+    ):
         log_scored_cohort(run, cohort, request.settings, session)
         scoring = _Scoring(trained, predictor, request.tolerance_mm)
         rows = []
@@ -169,13 +171,15 @@ def require_unseen(
     leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
     notes, tags = require_no_leak(leaks, allowed=allowed)
     for sentence in (*notes, *unknown):
-        session.report.say(sentence)
+        session.warn(sentence)
     return tags
 
 
-def scoring_predictor(trained: Trained, settings: PredictionSection | None, device: torch.device) -> CasePredictor:
+def scoring_predictor(
+    trained: Trained, settings: PredictionSection | None, device: torch.device, *, session: Session
+) -> CasePredictor:
     """Return what predicts the cases that are scored; ``None``: with the run's own settings."""
-    predictor = case_predictor(trained, settings or trained.experiment.prediction, device)
+    predictor = case_predictor(trained, settings or trained.experiment.prediction, device, session=session)
     if trained.contract.compatibility == "deepmedic":
         # DeepMedic's first variant of the Dice score counts what is predicted outside of the roi.
         predictor = replace(predictor, predictor=replace(predictor.predictor, keep_outside=True))

@@ -16,8 +16,7 @@ from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo
 from dmx.training.device import resolve_device
-from dmx.workflows.evaluate import EvaluateRequest
-from dmx.workflows.identity import find_leaks, require_no_leak
+from dmx.workflows.evaluate import EvaluateRequest, require_unseen
 from dmx.workflows.predict_scores import network_scores, score_rows
 from dmx.workflows.privacy import hiding
 from dmx.workflows.score_inputs import ScoreInputs, known_inputs
@@ -65,10 +64,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
     trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     inputs = known_inputs(trained, request.cohort, split=request.split, device=device, session=session)
     cohort = inputs.cohort
-    leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
-    notes, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
-    for sentence in (*notes, *unknown):
-        session.report.say(sentence)
+    leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
     scores = network_scores(trained, inputs, device)
     rows = truth_rows(trained, inputs, scores)
     found = measure(trained.task, scores, inputs.target, outputs=trained.contract.outputs)
@@ -82,8 +78,10 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
         params={"cohort": cohort.name, "split": split, "cases": len(rows), **source_params(trained)},
         tags={**trained_tags(trained), **leak_tags},
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(trained.experiment, cohort.cases, session.root)
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
+    ):
         log_scored_inputs(run, inputs, session)
         _log(run, trained, rows, found, summary)
         if trained.task == "classification" and len(trained.contract.outputs) <= _MOST_CLASSES:

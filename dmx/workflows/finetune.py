@@ -90,15 +90,14 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     checked = replace(checked, contract=paired(checked.contract, trained, notes))
     require_same_network(checked, trained)
     changed = _changed_preprocessing(checked.contract, trained.contract)
-    notes += [
-        f"Warning: {key} is {after} here and was {before} when the source was trained."
+    warnings = [
+        f"{key} is {after} here and was {before} when the source was trained."
         for key, (before, after) in changed.items()
     ]
     leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
-    notes += [*told, *unknown]
     start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
-    start = replace(start, tags={**start.tags, **leak_tags})
+    start = replace(start, tags={**start.tags, **leak_tags}, warnings=[*warnings, *told, *unknown])
     return run_training(checked, session, start=start, name=request.name, strict=request.strict)
 
 

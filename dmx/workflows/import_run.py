@@ -145,7 +145,7 @@ def make_import_run(found: FoundModel, session: Session, *, name: str | None, ur
         tags={"dmx.task": experiment.task, **file_source_tags(found.file, found.sha256)},
         note=experiment.description,
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
+    with start_run(store, new, root=session.root, notify=session.report.say) as run, session.keeping(run):
         for note in found.notes:
             session.report.say(note)
             run.log_line(note)

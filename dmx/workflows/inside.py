@@ -94,7 +94,7 @@ def layer_data(trained: TrainedNetwork, request: LayerRequest, device: torch.dev
     cohort = _cohort(trained, request)
     check_scans(cohort, trained.contract, session, with_labels=False)
     section = request.settings or trained.experiment.prediction
-    predictor = case_predictor(trained, section, device).predictor
+    predictor = case_predictor(trained, section, device, session=session).predictor
 
     pool = _pool(request.pool, otherwise="mean")
 

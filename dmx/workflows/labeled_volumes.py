@@ -95,5 +95,5 @@ def check_volumes(experiment: Experiment, data: TrainingData, session: Session) 
     )
     # Label maps, which a segmentation would need, are not missed.
     findings = replace(findings, findings=tuple(one for one in findings.findings if one.column != "label_map"))
-    require_no_errors(findings)
+    require_no_errors(findings, session)
     return findings

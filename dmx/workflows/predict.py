@@ -94,6 +94,7 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         device,
         with_probabilities=request.probabilities,
         layers=request.features,
+        session=session,
     )
     hide = hiding(trained.experiment, cohort.cases, session.root)
     new = NewRun(
@@ -104,8 +105,10 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         params={"cohort": hide(cohort.name), "cases": len(cohort.cases), **source_params(trained)},
         tags=trained_tags(trained),
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hide
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hide),
+    ):
         rows = []
         for number, case in enumerate(cohort.cases, 1):
             session.report.progress("predicting", number - 1, len(cohort.cases))

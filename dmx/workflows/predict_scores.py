@@ -45,8 +45,10 @@ def predict_scores(request: PredictRequest, session: Session) -> Predicted:
         params={"cohort": hide(inputs.cohort.name), "cases": len(rows), **source_params(trained)},
         tags=trained_tags(trained),
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hide
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hide),
+    ):
         _write(request, rows)
         run.log_metrics({"time/case": seconds}, len(rows))
         with run.guarded("predictions"):

@@ -101,8 +101,10 @@ def probe(request: ProbeRequest, session: Session) -> Probed:
         },
         tags=trained_tags(trained),
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hide
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hide),
+    ):
         features = _features(data, request, target, session)
         report = probe_layers(
             features,
@@ -144,7 +146,7 @@ def _say_seen(store: RunReader, trained: TrainedNetwork, data: LayerData, sessio
     leaks, _ = find_leaks(store, trained.run, cohort=data.cohort.name, cases=data.cohort.cases)
     seen = len({leak.case for leak in leaks if leak.split == "training"})
     if seen:
-        session.report.say(
+        session.warn(
             f"{seen} of {len(data.names)} cases were in the training of the network or of its sources: the readout's "
             "folds are held out, the layers' features are not."
         )

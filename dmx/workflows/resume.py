@@ -91,8 +91,10 @@ def resume(
             session.report.say(line)
     checked = check_training(experiment, session, trains=not _untrained(info))
     _require_same_cases(store, info, checked)
-    with resume_run(store, info, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
+    with (
+        resume_run(store, info, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
+    ):
         if experiment != before:
             count = run.info.tags["dmx.resumed"]
             run.log_text(f"config.resume_{count}.yaml", portable(experiment, session.root))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dmx.cohort.check import CheckReport
-from dmx.cohort.digest import files_sha256
+from dmx.cohort.check_images import check_images
 from dmx.config.sections import Experiment
 from dmx.errors import ModelError
 from dmx.model.classifier import build_classifier
@@ -26,7 +26,7 @@ from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
 from dmx.workflows.checked import Assembled, Checked, Sampler, prefetched
-from dmx.workflows.data import TrainingData
+from dmx.workflows.data import TrainingData, require_no_errors
 from dmx.workflows.fixed_features import FixedFeatures
 from dmx.workflows.freezing import resolve_freezing
 from dmx.workflows.labeled_volumes import check_volumes, resolve_volumes
@@ -81,7 +81,7 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
     data: ImageData | TrainingData
     if experiment.stimuli is not None:
         data = resolve_images(experiment, trains=trains)
-        findings = _checked_images(data)
+        findings = _checked_images(data, session)
     else:
         data = resolve_volumes(experiment, trains=trains)
         findings = check_volumes(experiment, data, session)
@@ -113,10 +113,19 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
     )
 
 
-def _checked_images(data: ImageData) -> CheckReport:
-    """Return the report of images, which says what they hold; those that cannot be read end the preparation."""
-    hashes = files_sha256(one.path for one in data.stimuli.stimuli)
-    return CheckReport(data.cohort.name, len(data.cohort.cases), len(hashes), (), hashes)
+def _checked_images(data: ImageData, session: Session) -> CheckReport:
+    """Check all images.
+
+    Raises:
+        CohortError: The first findings.
+    """
+    stimuli = data.stimuli
+    if data.contract.targets:
+        # Labels that a regression does not learn need no images.
+        stimuli = replace(stimuli, classes=(), labels=())
+    findings = check_images(stimuli, progress=session.progress("checking images"))
+    require_no_errors(findings, session)
+    return findings
 
 
 def _require_readable(network: TrainableNetwork, name: str, size: tuple[int, int]) -> None:

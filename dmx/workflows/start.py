@@ -26,6 +26,7 @@ class Start:
         reset: Whether a new optimizer was asked for.
         reason: Why, for the tag ``dmx.optimizer_state``.
         sentences: What to say before the training.
+        warnings: What to warn of before the training.
         tags: Tags that name the source.
         params: Params that name the source.
         source: The same for the checkpoints.
@@ -42,6 +43,7 @@ class Start:
     reset: bool = False
     reason: str = "initialized: new network"
     sentences: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, object] = field(default_factory=dict)
     source: Mapping[str, Any] | None = None

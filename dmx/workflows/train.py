@@ -98,8 +98,10 @@ def run_training(
         note=experiment.description,
         texts=first_texts(checked, session.root),
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(experiment, checked.data.cohort.cases, session.root)
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
+    ):
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         complete_inputs(run, checked, session.root)
         return begin(run, assembled, session, start=start, notes=notes)
@@ -120,6 +122,8 @@ def begin(
 ) -> Trainee:
     """Say where the training begins, then train."""
     log_start(run, start)
+    for sentence in start.warnings:
+        session.warn(sentence)
     said = (*notes, start.optimizer_sentence)
     for sentence in said:
         run.log_line(sentence)

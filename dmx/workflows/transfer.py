@@ -196,8 +196,10 @@ def transfer(
         note=experiment.description,
         texts=first_texts(done.checked, session.root),
     )
-    with start_run(store, new, root=session.root, notify=session.report.say) as run:
-        run.hide = hiding(experiment, done.checked.data.cohort.cases, session.root)
+    with (
+        start_run(store, new, root=session.root, notify=session.report.say) as run,
+        session.keeping(run, hiding(experiment, done.checked.data.cohort.cases, session.root)),
+    ):
         complete_inputs(run, done.checked, session.root)
         keep_transferred(run, done)
         return Transferred(run=run.info, plan=done.plan, notes=done.notes)
@@ -253,7 +255,7 @@ def train_transferred(
     leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, tags = require_no_leak(leaks, allowed=allow_leak)
     start = transferred_start(store, checked, source)
-    start = replace(start, sentences=[*told, *unknown], tags={**start.tags, **tags})
+    start = replace(start, warnings=[*told, *unknown], tags={**start.tags, **tags})
     return run_training(checked, session, start=start, name=name, strict=strict)
 
 

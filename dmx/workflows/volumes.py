@@ -103,8 +103,9 @@ def case_predictor(
     *,
     with_probabilities: bool = False,
     layers: Mapping[str, tuple[int, int]] | None = None,
+    session: Session,
 ) -> CasePredictor:
-    """Put a trained network on a device, ready to predict."""
+    """Put a trained network on a device, ready to predict; the session gets the warnings."""
     if section.tile != "auto":
         try:
             trained.network.segment_plan(triple(section.tile))
@@ -112,7 +113,10 @@ def case_predictor(
             raise ModelError(f"prediction.tile cannot be {section.tile}: {error}") from None
     precision = section.precision or trained.experiment.training.precision
     predictor = Predictor(
-        network=trained.network.to(device), section=replace(section, precision=precision), device=device
+        network=trained.network.to(device),
+        section=replace(section, precision=precision),
+        device=device,
+        warn=session.warn,
     )
     return CasePredictor(
         trained=trained, predictor=predictor, with_probabilities=with_probabilities, layers=dict(layers or {})
@@ -143,10 +147,10 @@ def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_la
     cases = cohort.cases if with_labels else tuple(replace(case, label_map=None, split="") for case in cohort.cases)
     findings = check_cohort(
         replace(cohort, cases=tuple(replace(case, weight_maps={}) for case in cases)),
-        num_classes=len(contract.classes),
+        classes=contract.classes,
         fill=contract.fill,
         labels=contract.labels,
         channels=contract.channels,
         progress=session.progress("checking files"),
     )
-    require_no_errors(findings)
+    require_no_errors(findings, session)

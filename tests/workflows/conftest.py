@@ -103,6 +103,9 @@ class Teller:
     def say(self, sentence: str) -> None:
         self.sentences.append(sentence)
 
+    def warn(self, sentence: str) -> None:
+        self.say(f"Warning: {sentence}")
+
     def progress(self, what: str, done: int, total: int) -> None:
         assert 0 <= done <= total
 

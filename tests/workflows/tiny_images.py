@@ -41,7 +41,7 @@ def make_images(folder: Path, *, shift: int = 0, name: str = "gray") -> Path:
     rows = ["path,label,brightness,split"]
     for split, count in PER_SPLIT.items():
         for index in range(count):
-            rng = np.random.default_rng([shift, index, len(split)])
+            rng = np.random.default_rng([shift, index, len(split) + (split == "evaluation")])
             light = index % 2
             level = 60 + 90 * light + int(rng.integers(0, 30))
             picture = np.clip(rng.normal(level, 20, (24, 28 + index, 3)), 0, 255).astype(np.uint8)
