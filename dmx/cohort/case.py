@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dmx.cohort.regions import Regions
+
 SPLITS = ("training", "validation", "evaluation", "")
 
 
@@ -53,6 +55,8 @@ class Cohort:
         cases: The cases, in the manifest's order.
         manifest: File that the cohort was read from, if any.
         label_classes: Names of what whole cases are (column ``label``); empty where labels are bare integers or absent.
+        regions: Regions of the labels in the label maps, which may overlap; without members there are none.
+        ignore: Label of voxels in the label maps that nobody annotated; ``None`` where all are.
     """
 
     name: str
@@ -61,6 +65,13 @@ class Cohort:
     cases: tuple[Case, ...]
     manifest: Path | None = None
     label_classes: tuple[str, ...] = ()
+    regions: Regions = field(default_factory=Regions)
+    ignore: int | None = None
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels there are, the background included; ``None`` where nobody said."""
+        return len(self.classes) or (self.regions.highest + 1 if self.regions else None)
 
     def in_split(self, split: str) -> tuple[Case, ...]:
         """Return the cases of a split, in the manifest's order."""

@@ -64,6 +64,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     fill: Collection[str] = (),
     labels: Mapping[int, int] | None = None,
     channels: Sequence[str] | None = None,
+    ignore: int | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -76,16 +77,19 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         fill: Channels that a case may lack, because the experiment says how they are filled.
         labels: Class of each label in the files, for labels that are merged or dropped.
         channels: Channels that are used; all by default. Files of others are not read.
+        ignore: Label of voxels that nobody annotated, unless `labels` makes it a class; that of the cohort by default.
         cache_dir: Folder in which facts about files are kept by content; the user's cache by default.
         progress: Told how many of how many files are done.
     """
     used = tuple(channels) if channels else cohort.channels
     names = tuple(classes) or cohort.classes
+    ignored = cohort.ignore if ignore is None else ignore
     expected = Expected(
         channels=used,
         fill=frozenset(fill),
-        num_classes=num_classes if num_classes is not None else len(names) or None,
+        num_classes=num_classes if num_classes is not None else len(names) or cohort.num_labels,
         labels=labels or {},
+        ignore=None if ignored in (labels or {}) else ignored,
     )
     cases = [replace(case, channels={name: case.channels.get(name) for name in used}) for case in cohort.cases]
     facts = _all_facts(cases, cache_dir, progress)

@@ -74,7 +74,9 @@ def cohort_digest(cohort: Cohort, *, cache_dir: Path | None = None) -> str:
         ]
         for case in cohort.cases
     )
-    content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases])
+    # Cohorts without regions and ignored voxels keep the digest that they had before there were any.
+    said = [cohort.regions.as_dict(), cohort.ignore] if cohort.regions or cohort.ignore is not None else []
+    content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases, *said])
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 

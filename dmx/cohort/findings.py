@@ -47,12 +47,14 @@ class Expected:
         fill: Channels that a case may lack.
         num_classes: Number of classes; None where nobody said.
         labels: Class of each label in the file; labels that are not named stay as they are.
+        ignore: Label of voxels that nobody annotated; None where all are.
     """
 
     channels: tuple[str, ...]
     fill: frozenset[str]
     num_classes: int | None
     labels: Mapping[int, int]
+    ignore: int | None = None
 
 
 def case_findings(case: Case, facts: Mapping[str, FileFacts], expected: Expected) -> Iterator[Finding]:
@@ -154,7 +156,9 @@ def _labels(case: Case, fact: FileFacts, expected: Expected) -> Iterator[Finding
         message = f"must hold whole numbers, got values such as {_some(fact, lambda value: value % 1 != 0)}."
         yield Finding("error", case.name, "label_map", message)
         return
-    classes = {value: expected.labels.get(int(value), int(value)) for value, _ in fact.counts}
+    classes = {
+        value: expected.labels.get(int(value), int(value)) for value, _ in fact.counts if value != expected.ignore
+    }
     highest = float("inf") if expected.num_classes is None else expected.num_classes - 1
     wrong = {value for value, label in classes.items() if not 0 <= label <= highest}
     if wrong:
@@ -162,6 +166,9 @@ def _labels(case: Case, fact: FileFacts, expected: Expected) -> Iterator[Finding
         found = _some(fact, wrong.__contains__)
         mapped = " after cohort.labels was applied" if wrong & expected.labels.keys() else ""
         yield Finding("error", case.name, "label_map", f"must hold {allowed}{mapped}, got {found}.")
+    elif fact.counts and not classes:
+        message = f"holds only {expected.ignore}, the label of voxels that nobody annotated (ignore)."
+        yield Finding("error", case.name, "label_map", message)
     elif fact.counts and not any(classes.values()):
         yield Finding("warning", case.name, "label_map", "holds background only.")
 

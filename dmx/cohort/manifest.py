@@ -10,6 +10,7 @@ from pathlib import Path
 from dmx.cohort.case import SPLITS, Case, Cohort
 from dmx.cohort.files import atomic_file
 from dmx.cohort.labels import name_labels, number_text, parse_number
+from dmx.cohort.regions import read_ignore, read_regions, region_notes
 from dmx.cohort.text import csv_rows, read_text, shown
 from dmx.errors import CohortError, suggest
 
@@ -17,7 +18,7 @@ MISSING = "-"
 _PLAIN_COLUMNS = ("case", "subject", "label_map", "roi", "label", "split")
 _NAMED_COLUMNS = ("channel", "weight", "target")
 _FILES = ("channel_", "label_map", "roi", "weight_")
-_NOTES = ("cohort", "classes", "labels")
+_NOTES = ("cohort", "classes", "labels", "regions", "regions_class_order", "ignore")
 _NAME = re.compile(r"[\w.\-]([\w.\- ]*[\w.\-])?")
 _MAX_NAME = 120
 
@@ -52,8 +53,16 @@ def read_manifest(path: str | Path) -> Cohort:
     if not cases:
         raise CohortError(f"Manifest '{path}' has no cases below its header.")
     classes = check_classes(notes["classes"].split(","), owner) if "classes" in notes else ()
-    name = notes.get("cohort") or path.stem
-    return Cohort(name, classes, channels, tuple(cases.values()), manifest=path, label_classes=label_classes)
+    return Cohort(
+        notes.get("cohort") or path.stem,
+        classes,
+        channels,
+        tuple(cases.values()),
+        manifest=path,
+        label_classes=label_classes,
+        regions=read_regions(notes, owner, name_problem),
+        ignore=read_ignore(notes, owner),
+    )
 
 
 def manifest_text(cohort: Cohort, path: str | Path) -> str:
@@ -83,6 +92,7 @@ def manifest_text(cohort: Cohort, path: str | Path) -> str:
     if cohort.label_classes:
         labels = _check_labels(cohort.label_classes, f"Cohort '{cohort.name}'")
         text.write(f"# labels: {', '.join(labels)}\n")
+    text.writelines(f"# {note}\n" for note in region_notes(cohort.regions, cohort.ignore))
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for case in cohort.cases:

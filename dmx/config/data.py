@@ -27,6 +27,15 @@ class CohortSection:
     """Names of the classes, background first; empty: as the manifest says."""
     labels: Mapping[int, int] = field(default_factory=dict)
     """Label in the file: class index; labels that are not named stay as they are. Merges or drops classes."""
+    regions: Mapping[str, int | tuple[int, ...]] | None = None
+    """Region: the labels in the file that it consists of. Regions may overlap; the network gets one sigmoid output for
+    each instead of a softmax over the classes (nnU-Net: lists in `labels`). Empty: as the manifest says; `{}`: none."""
+    regions_class_order: tuple[int, ...] = ()
+    """For each region the label that predicted label maps get where it is found; where regions overlap, the later one
+    counts (nnU-Net: `regions_class_order`)."""
+    ignore: int | None = None
+    """Label in the file of voxels that nobody annotated: they are left out of sampling, losses and scores (nnU-Net:
+    `ignore`). Empty: as the manifest says; `labels` turns it into a class again."""
     targets: tuple[str, ...] = ()
     """Columns `target_<name>` of the manifest, by name, that a regression learns."""
     fill: Mapping[str, float] = field(default_factory=dict)
@@ -38,6 +47,12 @@ class CohortSection:
 
     def __post_init__(self) -> None:
         at_least("folds", self.folds, 2)
+        if self.ignore is not None and self.ignore in self.labels:
+            raise ValueError(
+                f"ignore must be no label that cohort.labels makes class {self.labels[self.ignore]}, got {self.ignore}"
+            )
+        if self.regions_class_order and not self.regions:
+            raise ValueError("regions_class_order belongs to regions, which are not given beside it")
         if self.fold is not None:
             between("fold", self.fold, 0, self.folds - 1)
 

@@ -84,8 +84,8 @@ def _check_scoring(experiment: Any) -> None:
             raise ValueError(f"augmentation.deepmedic belongs to segmentation, got task '{task}'")
         for name in ("image_preprocess", "image_augmentation"):
             _refuse_changed(experiment, name, (), why="belongs to images, got a cohort of volumes")
-        for key in ("classes", "labels"):
-            if getattr(experiment.cohort, key):
+        for key in ("classes", "labels", "regions", "ignore"):
+            if getattr(experiment.cohort, key) not in ((), {}, None):
                 raise ValueError(
                     f"cohort.{key} belongs to label maps; the manifest's note '# labels: a, b' names classes"
                 )

@@ -149,4 +149,4 @@ def _prepare_one(folder: Path, key: str, case: Case, contract: Contract) -> None
             f"A file of case '{case.name}' changed while it was prepared ({files}). Start again when nobody writes to "
             "it."
         )
-    make_entry(folder, key, lambda beside: write_entry(beside, prepared, num_classes=len(contract.classes)))
+    make_entry(folder, key, lambda beside: write_entry(beside, prepared, classes=contract.scored.values()))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dmx.cohort.case import Case
+from dmx.cohort.regions import Regions, checked_regions
 from dmx.cohort.volume import orientation, read_grid
 from dmx.config.sections import CohortSection, NormalizeSection, PreprocessSection
 from dmx.errors import CheckpointError, CohortError, ConfigError, suggest
@@ -27,6 +28,9 @@ class Contract:
         channels: Channels in the network's order.
         classes: Names of the classes, in segmentation background first; of a regression the targets.
         labels: Label in the file: class index; others stay as they are.
+        regions: Regions of class indices, one output of the network for each; without members the classes exclude each
+            other.
+        ignore: Label in the file of voxels that nobody annotated; ``None``: there are none.
         fill: Channel: value after normalization that stands for it in cases that lack it.
         preprocess: The settings.
         spacing: Voxel size in mm that scans are resampled to, in the axes of ``preprocess.orientation``; ``None``: each
@@ -39,6 +43,8 @@ class Contract:
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     labels: Mapping[int, int] = field(default_factory=dict)
+    regions: Regions = field(default_factory=Regions)
+    ignore: int | None = None
     fill: Mapping[str, float] = field(default_factory=dict)
     preprocess: PreprocessSection = field(default_factory=PreprocessSection)
     spacing: Spacing | None = None
@@ -60,12 +66,22 @@ class Contract:
     @property
     def outputs(self) -> tuple[str, ...]:
         """What the network's outputs stand for, in their order."""
-        return self.classes
+        return (*self.regions.members,) if self.regions else self.classes
+
+    @property
+    def scored(self) -> Mapping[str, tuple[int, ...]]:
+        """What a label map is scored for: name → class indices, of each region or of each class but the background."""
+        return self.regions.members or {name: (index,) for index, name in enumerate(self.classes) if index}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = asdict(self)
         values["labels"] = {str(label): index for label, index in sorted(self.labels.items())}
+        # Without regions and ignored voxels a contract is what it was before there were any, its key included.
+        for name, value in (("regions", self.regions.as_dict() if self.regions else None), ("ignore", self.ignore)):
+            values[name] = value
+            if value is None:
+                del values[name]
         return _plain(values)  # type: ignore[no-any-return]
 
     @classmethod
@@ -81,6 +97,8 @@ class Contract:
                 channels=tuple(values["channels"]),
                 classes=tuple(values["classes"]),
                 labels={int(label): int(index) for label, index in values["labels"].items()},
+                regions=Regions.from_dict(values["regions"]) if values.get("regions") else Regions(),
+                ignore=None if values.get("ignore") is None else int(values["ignore"]),
                 fill={name: float(value) for name, value in values["fill"].items()},
                 preprocess=_preprocess(values["preprocess"]),
                 spacing=None if values["spacing"] is None else _spacing(values["spacing"]),
@@ -159,15 +177,35 @@ def resolve_contract(
         resolved: Spacing | None = median_spacing(cases, channels=chosen, orientation_=preprocess.orientation)
     else:
         resolved = None if isinstance(spacing, str) else spacing
+    regions = section_regions(section)
     return Contract(
         channels=chosen,
-        classes=tuple(section.classes) or tuple(classes),
+        classes=tuple(section.classes) or tuple(classes) or unnamed_classes(regions),
         labels=dict(section.labels),
+        regions=regions,
+        ignore=section.ignore,
         fill=dict(section.fill),
         preprocess=preprocess,
         spacing=resolved,
         compatibility=compatibility,
     )
+
+
+def section_regions(section: CohortSection) -> Regions:
+    """Return the regions of class indices that an experiment names, whose labels are those of the files.
+
+    Raises:
+        CohortError: A region is empty, or the order does not name one label per region.
+    """
+    if not section.regions:
+        return Regions()
+    members = {name: (v,) if isinstance(v, int) else tuple(v) for name, v in section.regions.items()}
+    return checked_regions(members, section.regions_class_order, "cohort.regions").mapped(section.labels)
+
+
+def unnamed_classes(regions: Regions) -> tuple[str, ...]:
+    """Return names of the labels that regions are made of, where nobody named them; empty without regions."""
+    return ("background", *(f"label_{k}" for k in range(1, regions.highest + 1))) if regions else ()
 
 
 def median_spacing(cases: Sequence[Case], *, channels: Sequence[str], orientation_: str = "RAS") -> Spacing:

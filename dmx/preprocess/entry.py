@@ -7,7 +7,7 @@ arrays share a file because a memory map holds a file descriptor: a process may 
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dmx.cohort.regions import IGNORED
 from dmx.errors import CohortError
 from dmx.geometry import Triple
 from dmx.preprocess.native import Geometry
@@ -96,7 +97,8 @@ class CachedCase:
     def centers(self) -> Mapping[str, NDArray[Any]]:
         """Flat voxel indices (int32, or int64 for 2³¹ voxels and more) of each category, all within the roi.
 
-        ``roi`` (every voxel without one) and, with a label map, ``foreground``, ``background``, ``class_<k>``.
+        ``roi`` (every voxel without one) and, with a label map, ``foreground``, ``background``, ``class_<k>`` (the k-th
+        class or region). Voxels that nobody annotated belong to none; where there are some, ``image`` holds all others.
         """
         return Arrays(self.folder, self.index["centers"])
 
@@ -140,14 +142,19 @@ def open_array(folder: Path, place: Mapping[str, Any]) -> NDArray[Any]:
     return flat.reshape(shape)
 
 
-def write_entry(folder: Path, prepared: PreparedCase, *, num_classes: int) -> None:
+def write_entry(folder: Path, prepared: PreparedCase, *, classes: Iterable[Sequence[int]]) -> None:
     """Write an entry into an empty folder, every file flushed to the disk.
+
+    Args:
+        folder: Where to.
+        prepared: The case.
+        classes: Class indices of each region, or of each class but the background.
 
     Raises:
         OSError: The disk is full or cannot be written.
     """
     maps = prepared.weight_maps
-    centers = find_centers(prepared, num_classes)
+    centers = find_centers(prepared, classes)
     distinct = {id(array): array for array in centers.values()}
     with (folder / ARRAYS).open("xb") as file:
         places = {identity: _append(file, array) for identity, array in distinct.items()}
@@ -183,19 +190,31 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def find_centers(prepared: PreparedCase, num_classes: int) -> dict[str, NDArray[Any]]:
-    """Return the flat indices of the voxels of each sampling category; equal categories share one array."""
+def find_centers(prepared: PreparedCase, classes: Iterable[Sequence[int]]) -> dict[str, NDArray[Any]]:
+    """Return the flat indices of the voxels of each sampling category; equal categories share one array.
+
+    Args:
+        prepared: The case.
+        classes: Class indices of each region, or of each class but the background.
+    """
     size = int(np.prod(prepared.geometry.shape))
     dtype = np.int32 if size < 2**31 else np.int64
     inside = np.arange(size, dtype=dtype) if prepared.roi is None else np.flatnonzero(prepared.roi).astype(dtype)
-    centers = {"roi": inside}
     if prepared.labels is None:
-        return centers
-    labels = prepared.labels.ravel()[inside]
-    centers["foreground"] = inside[labels > 0]
-    centers["background"] = centers["class_0"] = inside[labels == 0]
-    for k in range(1, num_classes):
-        centers[f"class_{k}"] = centers["foreground"] if num_classes == 2 else inside[labels == k]
+        return {"roi": inside}
+    flat = prepared.labels.ravel()
+    centers = {}
+    if prepared.labels.dtype.kind == "i" and (flat == IGNORED).any():
+        inside = inside[flat[inside] != IGNORED]
+        centers["image"] = inside if prepared.roi is None else np.flatnonzero(flat != IGNORED).astype(dtype)
+    labels = flat[inside]
+    members = [tuple(indices) for indices in classes]
+    centers["roi"] = inside
+    is_foreground = np.isin(labels, sorted({index for indices in members for index in indices}))
+    centers["foreground"] = inside[is_foreground]
+    centers["background"] = centers["class_0"] = inside[~is_foreground]
+    for k, indices in enumerate(members, start=1):
+        centers[f"class_{k}"] = centers["foreground"] if len(members) == 1 else inside[np.isin(labels, indices)]
     return centers
 
 

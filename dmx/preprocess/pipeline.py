@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dmx.cohort.case import Case
 from dmx.cohort.grid import NiftiGrid
+from dmx.cohort.regions import IGNORED
 from dmx.cohort.volume import read_grid, read_volume
 from dmx.errors import CohortError
 from dmx.preprocess.contract import Contract, first_channel
@@ -27,7 +28,8 @@ class PreparedCase:
     Attributes:
         name: The case's name.
         channels: float32 [C, I, J, K].
-        labels: Class indices [I, J, K], uint8 or int16; ``None`` without a label map.
+        labels: Class indices [I, J, K], uint8 or int16, or int8 or int16 where voxels can be ignored (-1); ``None``
+            without a label map.
         roi: 0 or 1, uint8 [I, J, K]; ``None`` without one.
         weight_maps: Sampling weights by name, float32 [I, J, K].
         geometry: The way back to the scan's grid.
@@ -67,12 +69,16 @@ def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
             continue
         placed = forward(image, geometry, kind="spline")
         channels[index] = normalize_channel(placed, measured, settings.normalize, case=case.name, channel=name)
+    labels = None if case.label_map is None else _labels(reader, case.label_map, contract, geometry)
+    weight_maps = {name: _weights(reader, name, path, geometry) for name, path in case.weight_maps.items()}
+    if labels is not None and contract.ignore is not None:
+        weight_maps = {name: np.where(labels == IGNORED, np.float32(0), map_) for name, map_ in weight_maps.items()}
     return PreparedCase(
         name=case.name,
         channels=channels,
-        labels=None if case.label_map is None else _labels(reader, case.label_map, contract, geometry),
+        labels=labels,
         roi=None if roi is None else forward(roi, geometry, kind="labels").astype(np.uint8),
-        weight_maps={name: _weights(reader, name, path, geometry) for name, path in case.weight_maps.items()},
+        weight_maps=weight_maps,
         geometry=geometry,
     )
 
@@ -143,7 +149,7 @@ def _crop(case: Case, region: Region, geometry: Geometry, margin: int) -> Geomet
 
 
 def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: Path) -> NDArray[Any]:
-    """Return the class index of each voxel of a label map, as the contract says.
+    """Return the class index of each voxel of a label map, as the contract says; ``IGNORED`` where nobody said it.
 
     Args:
         labels: Whole numbers, also stored as floats.
@@ -157,14 +163,18 @@ def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: 
     whole = np.rint(labels).astype(np.int64)
     found = np.unique(whole)
     indices = np.array([contract.labels.get(int(label), int(label)) for label in found])
-    wrong = found[(indices < 0) | (indices >= len(contract.classes))]
+    ignored = found == contract.ignore
+    wrong = found[~ignored & ((indices < 0) | (indices >= len(contract.classes)))]
     if wrong.size:
         raise CohortError(
             f"case '{case}': '{path}' has the label {wrong[0]}, allowed are 0 to "
             f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class in the manifest, or map the "
-            "label in cohort.labels."
+            "label in cohort.labels; voxels that nobody annotated have the label cohort.ignore."
         )
-    dtype = np.uint8 if len(contract.classes) <= 256 else np.int16
+    indices[ignored] = IGNORED
+    dtype: Any = np.uint8 if len(contract.classes) <= 256 else np.int16
+    if contract.ignore is not None:
+        dtype = np.int8 if len(contract.classes) <= 128 else np.int16
     classes: NDArray[Any] = indices[np.searchsorted(found, whole)].astype(dtype)
     return classes
 

@@ -198,7 +198,7 @@ def draw_center(
 
 
 def _draw(case: CaseData, category: str, u: float) -> int:
-    if category == WHOLE_IMAGE:
+    if category == WHOLE_IMAGE and category not in case.centers:
         return flat_draw(math.prod(case.spatial_shape), u)
     if category.startswith(WEIGHTS):
         return weighted_draw(case.weight_cumsums[category.removeprefix(WEIGHTS)].reshape(-1), u)
@@ -211,7 +211,8 @@ def _members(case: CaseData, category: str) -> tuple[Tensor, Tensor]:
     if category.startswith(WEIGHTS):
         cumulative = case.weight_cumsums[category.removeprefix(WEIGHTS)].reshape(-1).to(torch.float64)
         return torch.arange(len(cumulative)), cumulative.diff(prepend=cumulative.new_zeros(1))
-    flat = torch.arange(math.prod(case.spatial_shape)) if category == WHOLE_IMAGE else case.centers[category]
+    known = case.centers.get(category)
+    flat = torch.arange(math.prod(case.spatial_shape)) if known is None else known
     return flat, torch.ones(len(flat), dtype=torch.float64)
 
 

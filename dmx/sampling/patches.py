@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dmx.cohort.regions import IGNORED
 from dmx.errors import ModelError
 from dmx.geometry import PatchPlan, SegmentPlan, Triple, triple
-from dmx.sampling.batch import IGNORED
 
 
 def cut_patches(channels_CIJK: Tensor, start: Triple, plan: SegmentPlan) -> list[Tensor]:
@@ -60,7 +60,7 @@ def _own(view: Tensor) -> Tensor:
 
 
 def cut_labels(labels_IJK: Tensor, start: Triple, shape: Triple) -> Tensor:
-    """Return a block of the label map as int64, :data:`~dmx.sampling.batch.IGNORED` outside of the volume."""
+    """Return a block of the label map as int64, :data:`~dmx.cohort.regions.IGNORED` outside of the volume."""
     block = torch.full(shape, IGNORED, dtype=torch.int64, device=labels_IJK.device)
     source, target = [], []
     for low, size, length in zip(start, shape, labels_IJK.shape, strict=True):

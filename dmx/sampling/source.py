@@ -12,7 +12,7 @@ from torch import Tensor
 from dmx.geometry import Triple, triple
 
 WHOLE_IMAGE: Final = "image"
-"""Category of all voxels; every case has it."""
+"""Category of all voxels; every case has it. Cases with voxels that nobody annotated list all others."""
 WEIGHTS: Final = "weight_"
 """Prefix of the categories that weight maps stand for."""
 
@@ -44,7 +44,7 @@ class CaseData:
 
     def has(self, category: str) -> bool:
         """Tell whether a center can be drawn from a category."""
-        if category == WHOLE_IMAGE:
+        if category == WHOLE_IMAGE and category not in self.centers:
             return True
         if category.startswith(WEIGHTS):
             weights = self.weight_cumsums.get(category.removeprefix(WEIGHTS))

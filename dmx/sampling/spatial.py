@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmx.cohort.regions import IGNORED
 from dmx.geometry import PatchPlan, Triple, triple
-from dmx.sampling.batch import IGNORED
 from dmx.sampling.fields import Axes, SmoothField, patch_axes
 from dmx.sampling.patches import cut_deepmedic, mean_blocks
 

@@ -91,6 +91,7 @@ def _check_segments(
         fill=experiment.cohort.fill,
         labels=experiment.cohort.labels,
         channels=data.contract.channels,
+        ignore=data.contract.ignore,
         progress=session.progress("checking files"),
     )
     require_no_errors(findings, session)

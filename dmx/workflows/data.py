@@ -10,7 +10,7 @@ from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import CheckReport
 from dmx.cohort.manifest import read_manifest
 from dmx.cohort.splits import k_fold
-from dmx.config.sections import Experiment
+from dmx.config.sections import CohortSection, Experiment
 from dmx.errors import CohortError, ConfigError, suggest
 from dmx.geometry import SegmentPlan, triple
 from dmx.model.build import build_network
@@ -52,8 +52,8 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
         CohortError: The manifest lacks what the experiment needs.
         ConfigError: The experiment names something that cannot be used.
     """
-    section = experiment.cohort
     cohort = read_split_cohort(experiment, trains=trains)
+    section = with_manifest(experiment.cohort, cohort)
     training, validation = cohort.in_split("training"), cohort.in_split("validation")
     contract = resolve_contract(
         section,
@@ -64,9 +64,42 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
         compatibility=experiment.compatibility,
     )
     check_names(contract)
+    check_outputs(contract)
     if trains:
         _check_labels(training, validation)
     return TrainingData(cohort, training, validation, contract)
+
+
+def with_manifest(section: CohortSection, cohort: Cohort) -> CohortSection:
+    """Return the section with the regions, and the label of ignored voxels, that the manifest names."""
+    if section.regions is None and cohort.regions:
+        section = replace(section, regions=cohort.regions.members, regions_class_order=cohort.regions.order)
+    # A label that the experiment makes a class is annotated, whatever the manifest says.
+    known = section.ignore is not None or cohort.ignore in section.labels
+    return section if known else replace(section, ignore=cohort.ignore)
+
+
+def check_outputs(contract: Contract) -> None:
+    """Require regions of labels that there are, and a network that has a sigmoid for each.
+
+    Raises:
+        ConfigError: A region has another label, or DeepMedic's mode is on.
+    """
+    if contract.regions and contract.compatibility == "deepmedic":
+        raise ConfigError(
+            "compatibility 'deepmedic' cannot be combined with cohort.regions: DeepMedic predicts one class per voxel. "
+            "Leave one of them out (cohort.regions={} turns the manifest's regions off)."
+        )
+    if contract.regions.highest >= len(contract.classes):
+        raise ConfigError(
+            f"cohort.regions names the label {contract.regions.highest}, the classes are 0 to "
+            f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class, or leave the label out."
+        )
+    if contract.ignore is not None and 0 <= contract.ignore < len(contract.classes):
+        raise ConfigError(
+            f"cohort.ignore is {contract.ignore}, which is the class '{contract.classes[contract.ignore]}'. Voxels "
+            "that nobody annotated must have a label of their own."
+        )
 
 
 def read_split_cohort(experiment: Experiment, *, trains: bool = True) -> Cohort:

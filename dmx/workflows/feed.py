@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from dmx import seeding
+from dmx.cohort.regions import IGNORED
 from dmx.errors import CohortError, ModelError, TrainingError
 from dmx.model.lifted import LiftedNetwork, lift
 from dmx.model.meta import mode
 from dmx.model.module import first_sentence
 from dmx.model.network import Network
-from dmx.sampling.batch import IGNORED, Batch
+from dmx.sampling.batch import Batch
 from dmx.training.device import seed_generators
 
 _PAIR = "Batches must be pairs of inputs and labels"

@@ -10,6 +10,7 @@ from dmx.cohort.importers import import_cohort
 from dmx.cohort.importers.deepmedic import import_deepmedic
 from dmx.cohort.importers.imported import Imported
 from dmx.cohort.importers.pattern import Patterns, import_by_pattern
+from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.cohort.volume import read_volume
 from dmx.errors import CohortError
 
@@ -103,8 +104,12 @@ def test_nnunet_lists_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions of several labels"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore label"),
+        ({"labels": {"background": 0, "whole": [1, 2]}}, "regions_class_order must name one label for each of the 1"),
+        ({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [3]}, r"consists of \[1, 2\]"),
+        ({"labels": {"background": 0, "whole": [0, 1]}, "regions_class_order": [1]}, "one or more labels from 1"),
+        ({"labels": {"background": 0, "whole": ["x", 1]}}, "must be a whole number, or a list"),
+        ({"labels": {"background": 0, "a": 1, "ignore": [2, 3]}}, "'ignore' must be one whole number"),
+        ({"labels": {"0": "background", "1": "a", "2": "a"}}, "each label its own name"),
         ({"labels": {"a": 1, "b": 2}}, "its own label from 0"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "its own label from 0"),
         ({"labels": {"background": 0, "a": "x"}}, "a number for each label"),
@@ -127,7 +132,23 @@ def test_classes_can_be_named_and_gaps_are_filled(tmp_path: Path) -> None:
     folder = write_json(tmp_path / "d", **one, labels={"0": "background", "1": "edema", "4": "core"})
     assert read(folder).cohort.classes == ("background", "edema", "class_2", "class_3", "core")
     folder = write_json(tmp_path / "d", **one, labels={"background": 0, "whole": [1, 2]})
-    assert read(folder, classes=("background", "x", "y")).cohort.classes == ("background", "x", "y")
+    imported = read(folder, classes=("background", "x", "y"))
+    assert imported.cohort.classes == ("background", "x", "y")
+    assert "regions whole are left out" in imported.notes[0]
+
+
+def test_regions_and_the_ignored_label_of_nnunet_are_read(tmp_path: Path) -> None:
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    folder = write_json(tmp_path / "d", modality={"0": "a"}, labels=labels, regions_class_order=[1, 2, 3])
+    cohort = read(folder).cohort
+    assert cohort.regions.members == {"whole_tumor": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert (cohort.regions.order, cohort.ignore, cohort.classes) == ((1, 2, 3), 4, ())
+    write_manifest(cohort, tmp_path / "m.csv")
+    again = read_manifest(tmp_path / "m.csv")
+    assert (again.regions, again.ignore, again.num_labels) == (cohort.regions, 4, 4)
+    # A class that is beside the ignored label stays a class.
+    folder = write_json(tmp_path / "d", modality={"0": "a"}, labels={"background": 0, "a": 1, "ignore": 2})
+    assert (read(folder).cohort.classes, read(folder).cohort.ignore) == (("background", "a"), 2)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from dmx import seeding
+from dmx.cohort.regions import IGNORED
 from dmx.cohort.volume import read_volume
 from dmx.config.model import FCSection, ModelSection, NormalizationSection, PathwaySection
 from dmx.config.optimization import OptimizerSection
 from dmx.config.sections import TrainingSection
 from dmx.model.build import build_network
-from dmx.sampling.batch import IGNORED, Batch
+from dmx.sampling.batch import Batch
 from dmx.training.loop import fit
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state

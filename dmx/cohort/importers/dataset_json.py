@@ -1,14 +1,16 @@
 """Cohorts of the Medical Segmentation Decathlon and of nnU-Net (version 2): a folder with a ``dataset.json``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.importers.imported import Imported, clean_names, read_json_object
 from dmx.cohort.manifest import check_classes
+from dmx.cohort.regions import Regions, checked_regions
 from dmx.cohort.volume import read_header, read_series, write_volume
+from dmx.config.dataset_labels import DatasetLabels, read_dataset_labels
 from dmx.errors import CohortError
 
 Progress = Callable[[int, int], None]
@@ -23,6 +25,8 @@ class _Description:
     name: str
     channels: tuple[str, ...]
     classes: tuple[str, ...]
+    regions: Regions = field(default_factory=Regions)
+    ignore: int | None = None
 
 
 def import_dataset_json(
@@ -47,16 +51,22 @@ def import_dataset_json(
     path = path / "dataset.json" if path.is_dir() else path
     content = read_json_object(path)
     channels = content.get("channel_names", content.get("modality"))
+    labels = _labels(path, content)
     description = _Description(
         path=path,
         content=content,
         name=str(content.get("name") or path.parent.name),
         channels=_channels(path, channels),
-        classes=check_classes(classes, "The option for classes") if classes else _classes(path, content.get("labels")),
+        classes=check_classes(classes, "The option for classes") if classes else _classes(path, labels.classes),
+        # Classes that are named make label maps of regions usable without regions_class_order.
+        regions=Regions() if classes and not labels.order else _regions(path, labels),
+        ignore=labels.ignore,
     )
     decathlon = isinstance(content.get("training"), list) and "channel_names" not in content
     pairs = _decathlon_pairs(description) if decathlon else _nnunet_pairs(description)
     cases, notes = [], []
+    if labels.regions and not description.regions:
+        notes.append(f"The regions {', '.join(labels.regions)} are left out: '{path}' has no regions_class_order.")
     for index, (name, images, label_map) in enumerate(pairs):
         cases.append(_case(description, name, images, label_map=label_map, split_dir=split_dir))
         if progress is not None:
@@ -66,7 +76,15 @@ def import_dataset_json(
     unlabeled = content.get("test") or []
     if unlabeled and isinstance(unlabeled, list):
         notes.append(f"{len(unlabeled)} test cases without label map are left out.")
-    return Imported(Cohort(description.name, description.classes, description.channels, tuple(cases)), tuple(notes))
+    cohort = Cohort(
+        description.name,
+        description.classes,
+        description.channels,
+        tuple(cases),
+        regions=description.regions,
+        ignore=description.ignore,
+    )
+    return Imported(cohort, tuple(notes))
 
 
 def _channels(path: Path, named: Any) -> tuple[str, ...]:
@@ -79,19 +97,37 @@ def _channels(path: Path, named: Any) -> tuple[str, ...]:
     return clean_names((name for _, name in numbers), f"channels of '{path}'")
 
 
-def _classes(path: Path, labels: Any) -> tuple[str, ...]:
-    """Return class names by label, given as ``{"1": "lesion"}`` or ``{"lesion": 1}``; a gap becomes ``class_<n>``."""
+def _labels(path: Path, content: Mapping[str, Any]) -> DatasetLabels:
+    """Return what labels mean, given as ``{"1": "lesion"}`` or ``{"lesion": 1}``."""
+    labels = content.get("labels")
     if not isinstance(labels, Mapping) or not labels:
         raise CohortError(f"'{path}' must name its classes in 'labels'.")
-    if "ignore" in labels or any(isinstance(value, list) for value in labels.values()):
-        raise CohortError(
-            f"'{path}' has an ignore label or regions of several labels, which are not classes: name the classes by "
-            "label with --classes, and say in the experiment's cohort.labels what becomes of the ignore label."
-        )
-    by_name = all(isinstance(value, int) or str(value).isdecimal() for value in labels.values())
-    pairs = [(value, key) if by_name else (key, value) for key, value in labels.items()]
-    names = {_number(path, "label", number): str(name) for number, name in pairs}
-    if len(names) != len(pairs) or min(names) != 0 or max(names) > 1000:
+    by_name = all(isinstance(value, int | list) or str(value).isdecimal() for value in labels.values())
+    if not by_name:
+        if len({*map(str, labels.values())}) < len(labels):
+            raise CohortError(f"'{path}' must give each label its own name, got {dict(labels)}.")
+        labels = {str(name): _number(path, "label", number) for number, name in labels.items()}
+    elif not any(isinstance(value, list) for value in labels.values()):
+        labels = {name: _number(path, "label", value) for name, value in labels.items()}
+    try:
+        return read_dataset_labels(labels, content.get("regions_class_order"))
+    except ValueError as error:
+        raise CohortError(f"'{path}': {error}.") from None
+
+
+def _regions(path: Path, labels: DatasetLabels) -> Regions:
+    if not labels.regions:
+        return Regions()
+    names = clean_names(labels.regions, f"regions of '{path}'")
+    return checked_regions(dict(zip(names, labels.regions.values(), strict=True)), labels.order, f"'{path}'")
+
+
+def _classes(path: Path, labels: Mapping[str, int]) -> tuple[str, ...]:
+    """Return class names by label; a gap becomes ``class_<n>``. Labels that only make up regions have no names."""
+    if not labels:
+        return ()
+    names = {label: name for name, label in labels.items()}
+    if len(names) != len(labels) or min(names) != 0 or max(names) > 1000:
         raise CohortError(f"'{path}' must give each class its own label from 0, got {dict(labels)}.")
     filled = [names.get(label, f"class_{label}") for label in range(max(names) + 1)]
     return check_classes(clean_names(filled, f"classes of '{path}'"), f"'{path}'")
