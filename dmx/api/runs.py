@@ -78,7 +78,13 @@ def finetune(
 
 
 def resume(
-    run: str, *, epochs: int | None = None, schedule: str | None = None, device: str | None = None, store: Store = None
+    run: str,
+    *,
+    epochs: int | None = None,
+    schedule: str | None = None,
+    device: str | None = None,
+    cohort: str | Path | None = None,
+    store: Store = None,
 ) -> Training:
     """Go on with an interrupted run exactly where it was, or extend one; ``dmx resume``.
 
@@ -87,6 +93,7 @@ def resume(
         epochs: Train to this many epochs in all.
         schedule: With `epochs`: ``keep``, ``stretch`` or ``restart`` the learning-rate curve.
         device: Where to train from now on; ``None``: as before.
+        cohort: Where the manifest, or the list or folder of images, of the run lies now; ``None``: as before.
         store: Run store, as for ``load_model``.
 
     Returns:
@@ -99,7 +106,7 @@ def resume(
     if (epochs is None) != (schedule is None):
         raise ConfigError("epochs and schedule belong together: resume(run, epochs=60, schedule='keep').")
     extension = None if epochs is None or schedule is None else Extension(epochs=epochs, schedule=schedule)
-    changes = {} if device is None else {"device": device}
+    changes = {key: value for key, value in (("device", device), ("cohort", cohort)) if value is not None}
     return _trained(
         lambda session: run_on(run_name(run), session, uri=uri, changes=changes, extension=extension), root, store=store
     )

@@ -119,12 +119,17 @@ def resume(
     schedule: Annotated[
         str | None, typer.Option("--schedule", help="With --epochs: keep, stretch or restart the learning-rate curve.")
     ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option("--cohort", metavar="PATH", help="Where the manifest or images of the run lie now."),
+    ] = None,
     store: StoreAddress = None,
 ) -> None:
     """Go on with an interrupted run exactly where it was, or extend one."""
     from dmx.workflows.resume import resume as run_on
 
     wanted: dict[str, object] = {"device": device, "workers": workers, "threads": threads, "processes": processes}
+    wanted["cohort"] = cohort
     changes = {key: value for key, value in wanted.items() if value is not None}
     extension = _extension(epochs, schedule)
     _run(lambda session: run_on(run, session, uri=store, changes=changes, extension=extension))

@@ -27,6 +27,17 @@ def project_root(start: Path | None = None) -> Path:
     return here
 
 
+def project_of(uri: str, root: Path) -> Path:
+    """Return the folder from which the runs of a store name their files.
+
+    Args:
+        uri: Address of the store.
+        root: Folder of the project that is worked in; it counts where the store is that of no project.
+    """
+    database = database_path(uri)
+    return database.parent.parent if database is not None and database.parent.name == "mlruns" else root
+
+
 def embedded_uri(root: Path) -> str:
     """Return the address of the project's own store."""
     return f"sqlite:///{root / 'mlruns' / 'mlflow.db'}"

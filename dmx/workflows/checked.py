@@ -36,11 +36,13 @@ class SplitCases:
         cohort: All cases.
         training: Those that it learns from.
         validation: Those that score it.
+        contract: What the network sees of them.
     """
 
     cohort: Cohort
     training: tuple[Case, ...]
     validation: tuple[Case, ...]
+    contract: AnyContract
 
     def digest(self) -> str:
         """Return a hash of what the cases hold."""

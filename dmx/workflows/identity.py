@@ -43,14 +43,19 @@ def identity(cohort: str, splits: Mapping[str, Sequence[Case]]) -> dict[str, Any
     """
     return {
         "cohort": cohort,
-        **{split: [_hashes(cohort, case) for case in cases] for split, cases in splits.items()},
+        **{split: [case_hashes(cohort, case) for case in cases] for split, cases in splits.items()},
     }
 
 
-def _hashes(cohort: str, case: Case) -> dict[str, Any]:
+def case_hashes(cohort: str, case: Case) -> dict[str, Any]:
+    """Return subject and scans of a case as hashes."""
     channels = [path for path in case.channels.values() if path is not None]
-    subject = hashlib.sha256(f"{cohort}\0{case.subject}".encode()).hexdigest()[:24]
-    return {"subject": subject, "scans": sorted(files_sha256(channels).values())}
+    return {"subject": subject_hash(cohort, case.subject), "scans": sorted(files_sha256(channels).values())}
+
+
+def subject_hash(cohort: str, subject: str) -> str:
+    """Return a hash of a subject, who counts within a cohort."""
+    return hashlib.sha256(f"{cohort}\0{subject}".encode()).hexdigest()[:24]
 
 
 def ancestors(store: RunReader, run: RunInfo) -> list[RunInfo]:
@@ -78,7 +83,7 @@ def find_leaks(store: RunReader, run: RunInfo, *, cohort: str, cases: Sequence[C
         cohort: Name of the cohort of the cases.
         cases: Held-out cases.
     """
-    held_out = {case.name: _hashes(cohort, case) for case in cases}
+    held_out = {case.name: case_hashes(cohort, case) for case in cases}
     leaks: list[Leak] = []
     unknown = []
     for seen_by in ancestors(store, run):

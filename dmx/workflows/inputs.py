@@ -17,6 +17,7 @@ from dmx.training.schedules import preview
 from dmx.workflows.checked import Checked
 from dmx.workflows.identity import IDENTITY, identity
 from dmx.workflows.privacy import hiding
+from dmx.workflows.reads import READS, what_is_read
 
 _RATES = "figures/learning_rate.png"
 
@@ -76,7 +77,8 @@ def _log_cohort(run: ActiveRun, checked: Checked, root: Path) -> None:
     name, table = data.table(file)
     run.log_text(f"cohort/{name}", run.hide(table))
     splits = {"training": data.training, "validation": data.validation}
-    run.log_text(IDENTITY, json.dumps(identity(data.cohort.name, splits)))
+    seen = {**identity(data.cohort.name, splits), READS: what_is_read(data, checked.experiment.task)}
+    run.log_text(IDENTITY, json.dumps(seen))
     digest = data.digest()
     source = relative(file, root)
     for context, cases in (("training", data.training), ("validation", data.validation)):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dmx.cohort.case import Case, Cohort
 from dmx.config.sections import PredictionSection
-from dmx.errors import CohortError, ConfigError
+from dmx.errors import ConfigError
 from dmx.evaluation.layer_outputs import Layers, Pooling, layer_outputs
 from dmx.evaluation.tiling import Predictor
 from dmx.evaluation.volume_layers import volume_layers
 from dmx.preprocess.image_contract import ImageContract
 from dmx.preprocess.pipeline import preprocess_case
 from dmx.workflows.predict import chosen_cases, cohort_of_run
+from dmx.workflows.reads import own_source, require_own
 from dmx.workflows.score_inputs import chosen_inputs, known_inputs
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, TrainedNetwork
@@ -113,6 +114,8 @@ def _whole(trained: TrainedNetwork, request: LayerRequest, device: torch.device,
     if request.inputs or request.split is None:
         inputs = request.inputs or [_own_list(trained)]
         found = chosen_inputs(trained, inputs, split=request.split, device=device, session=session)
+        if not request.inputs:
+            require_own(trained.run, trained.seen(), found.cohort)
     else:
         found = known_inputs(trained, None, split=request.split, device=device, session=session)
     pool = _pool(request.pool, otherwise=None if isinstance(trained.contract, ImageContract) else "mean")
@@ -125,11 +128,7 @@ def _whole(trained: TrainedNetwork, request: LayerRequest, device: torch.device,
 
 def _own_list(trained: TrainedNetwork) -> Path:
     """Return the list of images or the manifest that a network was trained on."""
-    stimuli, manifest = trained.experiment.stimuli, trained.experiment.cohort.manifest
-    own = stimuli.source if stimuli is not None else manifest
-    if not own:
-        raise CohortError(f"Run '{trained.run.experiment}/{trained.run.name}' names no data of its own: give some.")
-    return Path(own)
+    return own_source(trained.run, trained.experiment)
 
 
 def _of_cohort(cohort: Cohort, pool: Pooling | None, outputs: Callable[[Layers], Outputs]) -> LayerData:

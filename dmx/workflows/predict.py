@@ -20,6 +20,7 @@ from dmx.tracking.store import RunInfo
 from dmx.training.device import resolve_device
 from dmx.workflows.data import read_cohort
 from dmx.workflows.privacy import hiding
+from dmx.workflows.reads import is_own, own_source, require_own
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
@@ -129,15 +130,15 @@ def cohort_of_run(manifest: Path | None, trained: TrainedNetwork) -> Cohort:
     Raises:
         CohortError: There is no such manifest, or it cannot be used.
     """
-    section = trained.experiment.cohort
-    if manifest is None and not section.manifest:
-        raise CohortError(
-            f"Run '{trained.run.experiment}/{trained.run.name}' has no cohort, because its network was imported: name "
-            "a manifest."
-        )
-    own = Path(section.manifest)
-    cohort = read_cohort(manifest or own)
-    if section.fold is not None and (manifest is None or manifest.resolve() == own.resolve()):
+    section, known = trained.experiment.cohort, trained.seen
+    if manifest is None:
+        cohort = read_cohort(own_source(trained.run, trained.experiment))
+        require_own(trained.run, known(), cohort)
+    else:
+        cohort = read_cohort(manifest)
+        if section.fold is None or not (section.manifest == str(manifest.resolve()) or is_own(known(), cohort)):
+            return cohort
+    if section.fold is not None:
         return k_fold(cohort, fold=section.fold, folds=section.folds, seed=trained.experiment.seed)
     return cohort
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dmx.config.sections import Experiment
-from dmx.errors import CheckpointError, CohortError, ConfigError, RunError
+from dmx.errors import CheckpointError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names, set_aside
@@ -23,15 +23,15 @@ from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_check
 from dmx.training.progress import ended_early
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Checked
-from dmx.workflows.identity import identity, read_identity
+from dmx.workflows.identity import read_identity
 from dmx.workflows.inputs import planned_rates, portable
 from dmx.workflows.privacy import hiding
+from dmx.workflows.reads import own_source, require_same_reads, with_source
 from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
 from dmx.workflows.train import ENDED_EARLY, Trainee, run_fit
 from dmx.workflows.trained import contract_of, run_experiment
 
-_SHOWN = 5
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
 _CHANGEABLE = {"device": "training", "threads": "training", "processes": "training", "workers": "sampling"}
@@ -69,13 +69,14 @@ def resume(
         run_name: Id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
         session: Where the project is and whom to tell.
         uri: Address of the run store; ``None``: as usual.
-        changes: ``device``, ``workers``, ``threads`` or ``processes`` to use from now on.
+        changes: ``device``, ``workers``, ``threads`` or ``processes`` to use from now on; ``cohort``, the place of the
+            same manifest, or list or folder of images, from now on.
         extension: More epochs, with what becomes of the learning rate.
 
     Raises:
         RunError: There is no such run, it is complete, or another process works on it.
         CheckpointError: None of its checkpoints is whole.
-        CohortError: The cases are no longer those of the run.
+        CohortError: The training would read something else than before.
     """
     store = open_store(uri, session.root)
     settle_all(store, session.root / "mlruns")
@@ -83,14 +84,15 @@ def resume(
     _require_training(info, extension)
     if info.status == "FINISHED" and extension is None:
         return _complete(info, session, uri)
-    before = run_experiment(store, info)
+    before = run_experiment(store, info, root=session.root)
     experiment = _changed(before, changes or {})
     if extension is not None:
         experiment = extended(experiment, extension, done=_epochs_done(store, info, session.root))
         for line in rate_lines(before, experiment):
             session.report.say(line)
+    own_source(info, experiment)
     checked = check_training(experiment, session, trains=not _untrained(info))
-    _require_same_cases(store, info, checked)
+    _require_same_reads(store, info, checked, session)
     with (
         resume_run(store, info, root=session.root, notify=session.report.say) as run,
         session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
@@ -190,29 +192,19 @@ def _require_training(info: RunInfo, extension: Extension | None) -> None:
         )
 
 
-def _require_same_cases(store: RunReader, info: RunInfo, checked: Checked) -> None:
-    """Require the cases with which the run began.
+def _require_same_reads(store: RunReader, info: RunInfo, checked: Checked, session: Session) -> None:
+    """Require what the run has read until now; where it does not say that, say so.
 
     Raises:
-        CohortError: Cases were added, taken away or changed.
+        CohortError: A case or a file was added, taken away or changed.
     """
     known = read_identity(store, info)
-    data = checked.data
-    now = identity(data.cohort.name, {"training": data.training, "validation": data.validation})
-    if known is None or known == now:
-        return
-    changed = [
-        case.name
-        for split, cases in (("training", data.training), ("validation", data.validation))
-        for case, entry in zip(cases, now[split], strict=True)
-        if entry not in known[split]
-    ]
-    names = ", ".join(changed[:_SHOWN]) + (" and others" if len(changed) > _SHOWN else "")
-    raise CohortError(
-        f"The cases of cohort '{data.cohort.name}' are not those with which run '{info.experiment}/{info.name}' began, "
-        f"so it cannot go on exactly{f': new or changed are {names}' if names else ': some are missing'}. Restore "
-        "them, or begin a new run with 'dmx finetune'."
-    )
+    if known is not None:
+        require_same_reads(info, known, checked.data, checked.experiment.task)
+    elif checkpoint_names(info.tags):
+        session.warn(
+            "The run does not say what it has read, so that nobody can tell whether its cases are still the same."
+        )
 
 
 def newest_checkpoint(run: ActiveRun, session: Session) -> Path | None:
@@ -301,9 +293,12 @@ def rate_lines(before: Experiment, after: Experiment) -> list[str]:
 def _changed(experiment: Experiment, changes: Mapping[str, object]) -> Experiment:
     """Return the settings with what may change on a resume."""
     for key, value in changes.items():
+        if key == "cohort":
+            experiment = with_source(experiment, Path(str(value)))
+            continue
         if key not in _CHANGEABLE:
             raise ConfigError(
-                f"A resume may change {', '.join(_CHANGEABLE)}, got '{key}'. With other settings, "
+                f"A resume may change cohort, {', '.join(_CHANGEABLE)}, got '{key}'. With other settings, "
                 "'dmx finetune' trains its network as a new run."
             )
         name = _CHANGEABLE[key]

@@ -20,6 +20,7 @@ from dmx.sampling.batch import Batch
 from dmx.sampling.images import ImagesInOrder
 from dmx.workflows.labeled_volumes import unmapped
 from dmx.workflows.predict import chosen_cases, cohort_of_run
+from dmx.workflows.reads import own_source, require_own
 from dmx.workflows.session import Session
 from dmx.workflows.source import cache_folder
 from dmx.workflows.stimuli import case_targets, image_data, image_source
@@ -84,7 +85,7 @@ def known_inputs(
     wanted = (split,) if split is not None else (*_SPLITS, "")
     contract = trained.contract
     if isinstance(contract, ImageContract):
-        stimuli = _stimuli_of_run(trained) if source is None else read_stimuli(source)
+        stimuli = _stimuli_of_run(trained, contract) if source is None else read_stimuli(source)
         for name in wanted:
             chosen = replace(stimuli, stimuli=stimuli.in_split(name))
             if chosen.stimuli:
@@ -122,11 +123,14 @@ def _require_known(found: ScoreInputs, trained: TrainedNetwork) -> None:
         )
 
 
-def _stimuli_of_run(trained: TrainedNetwork) -> StimulusSet:
+def _stimuli_of_run(trained: TrainedNetwork, contract: ImageContract) -> StimulusSet:
+    own_source(trained.run, trained.experiment)
     section = trained.experiment.stimuli
     if section is None:
         raise CohortError(f"Run '{trained.run.experiment}/{trained.run.name}' names no images: give a list of them.")
-    return gather_stimuli(section, seed=trained.experiment.seed)
+    stimuli = gather_stimuli(section, seed=trained.experiment.seed)
+    require_own(trained.run, trained.seen(), image_data(stimuli, contract).cohort)
+    return stimuli
 
 
 def _named_images(inputs: Sequence[Path]) -> StimulusSet:

@@ -30,8 +30,8 @@ CHANNEL = "image"
 class ImageData(SplitCases):
     """The images of a training, and what the network sees of them."""
 
-    stimuli: StimulusSet
     contract: ImageContract
+    stimuli: StimulusSet
 
     def digest(self) -> str:
         """Return a hash of what the images are, their labels and splits."""
@@ -133,7 +133,7 @@ def image_data(stimuli: StimulusSet, contract: ImageContract) -> ImageData:
         for one in stimuli.stimuli
     ]
     cohort = Cohort(stimuli.name, (), (CHANNEL,), tuple(cases), manifest=stimuli.file, label_classes=stimuli.classes)
-    return ImageData(cohort, cohort.in_split("training"), cohort.in_split("validation"), stimuli, contract)
+    return ImageData(cohort, cohort.in_split("training"), cohort.in_split("validation"), contract, stimuli)
 
 
 def case_targets(cases: Sequence[Case], classes: Sequence[str], outputs: Sequence[str], *, task: str) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """A network that a run has trained, opened from one of the run's checkpoints."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dmx.config.files import with_absolute_files
 from dmx.config.load import apply_overrides, as_dict, build_experiment, section_from_dict
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment, PredictionSection
@@ -17,11 +18,13 @@ from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import KIND, ImageContract
 from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names
+from dmx.tracking.location import project_of
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.checkpoint import Checkpoint, read_checkpoint
 from dmx.workflows.checked import AnyContract
+from dmx.workflows.identity import read_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class TrainedNetwork:
         network: The network in inference mode, with the averaged weights if there are any.
         contract: Channels, classes or targets, preprocessing.
         experiment: The run's resolved configuration.
+        seen: Asks the run whom its training has seen, and what it has read.
     """
 
     run: RunInfo
@@ -45,6 +49,7 @@ class TrainedNetwork:
     network: TrainableNetwork
     contract: AnyContract
     experiment: Experiment
+    seen: Callable[[], Mapping[str, Any] | None] = lambda: None
 
     @property
     def task(self) -> str:
@@ -148,7 +153,8 @@ def open_network(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
         manifest=content.manifest,
         network=network,
         contract=contract,
-        experiment=run_experiment(store, stored.run),
+        experiment=run_experiment(store, stored.run, root=root),
+        seen=lambda: read_identity(store, stored.run),
     )
 
 
@@ -180,8 +186,15 @@ def network_of(checkpoint: Checkpoint, contract: AnyContract) -> TrainableNetwor
     return network
 
 
-def run_experiment(store: RunStore, info: RunInfo) -> Experiment:
+def run_experiment(store: RunStore, info: RunInfo, *, root: Path) -> Experiment:
     """Return the resolved configuration of a run, the newest one when it was resumed with changes.
+
+    Its files lie in the project of the store, never in whatever folder a command is called in.
+
+    Args:
+        store: Where the run is kept.
+        info: The run.
+        root: Folder of the project that is worked in, for stores that are those of no project.
 
     Raises:
         RunError: The run has none.
@@ -190,7 +203,8 @@ def run_experiment(store: RunStore, info: RunInfo) -> Experiment:
     available = store.list_artifacts(info.id)
     for name in (*(f"config.resume_{count}.yaml" for count in range(resumed, 0, -1)), "config.yaml"):
         if name in available:
-            return build_experiment(_read(store, info, name), source=f"{info.name}/{name}", folder=Path.cwd())
+            raw = with_absolute_files(_read(store, info, name), project_of(store.uri, root), elsewhere=False)
+            return build_experiment(raw, source=f"{info.name}/{name}")
     place = f"Run '{info.experiment}/{info.name}'"
     if "dmx.version" in info.tags:
         raise RunError(
@@ -220,5 +234,5 @@ def changed_prediction(run: str, overrides: Sequence[str], *, uri: str | None, r
                 f"Here --set changes settings of 'prediction', e.g. prediction.overlap=0.5, got '{word}'."
             )
     store = open_store(uri, root)
-    raw = as_dict(run_experiment(store, find_training(store, run)))
+    raw = as_dict(run_experiment(store, find_training(store, run), root=root))
     return build_experiment(apply_overrides(raw, overrides), source="--set").prediction
