@@ -128,9 +128,9 @@ def lay_out(tensor: Tensor, *, channels_last: bool) -> Tensor:
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
     """Return the peak memory of the process, and of the GPU since the last call, in GiB."""
-    metrics = {"cpu/peak_memory_gib": _peak_memory() / _GIB}
+    metrics = {"system/cpu_peak_memory_gib": _peak_memory() / _GIB}
     if device.type == "cuda":
-        metrics["gpu/peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
+        metrics["system/gpu_peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / _GIB
         torch.cuda.reset_peak_memory_stats(device)
     return metrics
 

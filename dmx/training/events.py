@@ -118,7 +118,7 @@ class EpochEnded:
         epoch: Its number, from 0.
         global_step: Steps done.
         metrics: Everything measured in the epoch, the values of the validation included: ``train/mean_loss``,
-            ``train/dice/<class>``, ``val/dice``, ``lr``, ``throughput/segments_per_second``, ``time/epoch``, …
+            ``train/dice/<class>``, ``val/dice``, ``lr``, ``system/segments_per_second``, ``time/epoch``, …
         seconds: Duration in seconds of training and validation, time before a resume included.
     """
 

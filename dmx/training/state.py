@@ -88,14 +88,14 @@ class EpochRecord:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def metrics(self) -> dict[str, float]:
-        """Return the means of the epoch: ``train/…``, ``time/…``, ``throughput/…``."""
+        """Return the means of the epoch: ``train/…``, ``time/…``, ``system/…``."""
         sums = self.sums
         terms = {name.partition("/")[2]: value for name, value in sums.items() if name.startswith("loss/")}
         return {
             "train/mean_loss": sums["loss"] / sums["steps"],
             **{f"train/loss_{name}": value / sums["steps"] for name, value in terms.items()},
             **self._counted(),
-            f"throughput/{self._unit}_per_second": sums["segments"] / max(sums["seconds"], 1e-9),
+            f"system/{self._unit}_per_second": sums["segments"] / max(sums["seconds"], 1e-9),
             "time/training": sums["seconds"],
             "time/sampling": sums["sampling"],
         }

@@ -26,7 +26,7 @@ from tests.workflows.conftest import make_manifest, settings
 from tests.workflows.tiny_images import NAME, image_settings, make_images
 
 TOP = Path(__file__).parents[2]
-_UNTIMED = ("time/", "throughput/", "cpu/")
+_UNTIMED = ("time/", "system/")
 _LOCAL = re.compile(r"[0-9a-f]{32}")
 _READY = 2
 _DOWNLOADED = re.compile(r"tmp\w+/(config\.yaml|identity\.json)")

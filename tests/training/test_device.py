@@ -54,8 +54,8 @@ def test_settings_of_torch_are_restored_after_an_error(monkeypatch: pytest.Monke
 
 def test_memory_is_that_of_a_process_with_torch() -> None:
     metrics = memory_metrics(torch.device("cpu"))
-    assert 0.05 < metrics["cpu/peak_memory_gib"] < 64
-    assert "gpu/peak_memory_gib" not in metrics
+    assert 0.05 < metrics["system/cpu_peak_memory_gib"] < 64
+    assert "system/gpu_peak_memory_gib" not in metrics
 
 
 def test_only_volumes_are_laid_out() -> None:

@@ -79,7 +79,7 @@ class Recording:
         if isinstance(event, StepEnded):
             self.told.append((event.epoch, event.step, event.global_step, event.loss, event.lr, event.gradient_norm))
         if isinstance(event, EpochEnded):
-            untimed = ("time/", "throughput/", "cpu/")
+            untimed = ("time/", "system/")
             metrics = {k: v for k, v in event.metrics.items() if not k.startswith(untimed)}
             self.told.append((event.epoch, event.global_step, metrics))
 
