@@ -68,7 +68,7 @@ def _one_by_one(target: Target, entries: Iterable[Entry], notify: Notify) -> Non
 
 def _batches(journal: Path, start: int) -> Iterator[tuple[list[Entry], int]]:
     """Yield runs of metrics together and everything else one by one, each with the offset behind it."""
-    for metrics, group in groupby(read_entries(journal, start), key=lambda item: item[0]["do"] == "metrics"):
+    for (metrics, _), group in groupby(read_entries(journal, start), key=lambda item: _metrics_of(item[0])):
         batch: list[Entry] = []
         size = end = 0
         for entry, offset in group:
@@ -82,6 +82,11 @@ def _batches(journal: Path, start: int) -> Iterator[tuple[list[Entry], int]]:
             yield batch, end
 
 
+def _metrics_of(entry: Entry) -> tuple[bool, str | None]:
+    """Return whether an entry holds metrics, and of which other run."""
+    return entry["do"] == "metrics", entry.get("run")
+
+
 def _apply(target: Target, entries: list[Entry]) -> None:
     if entries[0]["do"] == "metrics":
         points = [
@@ -89,7 +94,7 @@ def _apply(target: Target, entries: list[Entry]) -> None:
             for entry in entries
             for key, value in entry["values"].items()
         ]
-        target.store.log_metrics(target.run_id, points)
+        target.store.log_metrics(entries[0].get("run", target.run_id), points)
     for entry in entries:
         _ACTIONS.get(entry["do"], _nothing)(target, entry)
 

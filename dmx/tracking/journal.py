@@ -65,10 +65,10 @@ def read_entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
 
 
 def last_steps(path: Path) -> dict[str, int]:
-    """Return the last step of each metric that the journal holds."""
+    """Return the last step of each metric of the run itself that the journal holds."""
     steps: dict[str, int] = {}
     for entry, _ in read_entries(path):
-        if entry["do"] == "metrics":
+        if entry["do"] == "metrics" and "run" not in entry:
             for key in entry["values"]:
                 steps[key] = max(steps.get(key, -1), entry["step"])
     return steps

@@ -153,6 +153,11 @@ def run_link(base: str, experiment_id: str, run_id: str) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?{_VIEW}"
 
 
+def artifact_link(experiment_id: str, run_id: str, path: str) -> str:
+    """Return where a run's page shows an artifact, relative to MLflow's pages."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/{quote(path)}?{_VIEW}"
+
+
 def compare_link(base: str, experiment_ids: list[str], run_ids: list[str]) -> str:
     """Return the page that compares runs and preselects the params that differ."""
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, experiment_ids))

@@ -16,12 +16,13 @@ from dmx.tracking.creation import Note, alone, settle_all, settle_left
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
 from dmx.tracking.folder import RunFolder, drafted, run_folder
 from dmx.tracking.journal import Journal, last_steps, untold
+from dmx.tracking.lineage import source_runs
 from dmx.tracking.location import mask, project_root
 from dmx.tracking.names import check_name, next_name, sole_name
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.process import now, process_tags, require_free
 from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
-from dmx.tracking.summary import Summary
+from dmx.tracking.summary import Summary, describe, link_back
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,8 @@ class ActiveRun:
         self._ended = False
         self.hide: Callable[[str], str] = str
         self.checkpoints = Checkpoints(folder, checkpoint_names(info.tags), self.write)
-        self.summary = Summary(self, info.tags.get("dmx.description", ""))
+        note = info.tags.get("mlflow.note.content", "")
+        self.summary = Summary(self, info.tags.get("dmx.description", ""), note=note)
 
     @property
     def files(self) -> Path:
@@ -102,6 +104,11 @@ class ActiveRun:
         if new:
             self._last_steps.update(dict.fromkeys(new, step))
             self.write({"do": "metrics", "step": step, "time": int(time.time() * 1000), "values": new})
+
+    def log_metrics_of(self, other: RunInfo, values: Mapping[str, float], step: int) -> None:
+        """Log values at a global step of another run of the same store, such as the scores that it was given."""
+        moment = int(time.time() * 1000)
+        self.write({"do": "metrics", "run": other.id, "step": step, "time": moment, "values": dict(values)})
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log settings; they never change afterwards."""
@@ -268,7 +275,22 @@ def _begin(store: RunStore, new: NewRun, mlruns: Path, notify: Notify) -> Active
     for path, text in texts.items():
         run.log_text(path, text)
     creation.finish(store, mlruns)
+    _link_sources(run, new)
     return run
+
+
+def _link_sources(run: ActiveRun, new: NewRun) -> None:
+    """Begin the run's summary with where it comes from, and list it in the summaries of its sources."""
+    text = mask(describe(run.store, run.info, new.params, new.note))
+    if text == new.note:
+        return
+    run.info = replace(run.info, tags={**run.info.tags, "dmx.description": text[:_MAX_TAG]})
+    run.set_tags({"dmx.description": text})
+    run.summary.set(text)
+    for source in source_runs(run.info.tags):
+        # A link is not worth a training.
+        with suppress(RunError):
+            link_back(run.store, source)
 
 
 def _short(params: Mapping[str, object]) -> dict[str, str]:

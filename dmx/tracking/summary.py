@@ -1,11 +1,16 @@
 """The readable summary that the MLflow page of a run begins with."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from dmx.tracking.store import RunInfo
+from dmx.errors import RunError
+from dmx.tracking.family import frozen_words
+from dmx.tracking.lineage import children, source_runs
+from dmx.tracking.location import artifact_link, run_link
+from dmx.tracking.store import RunInfo, RunReader, RunStore
 
 BATCHES = "dmx.batches"
 """Tag of a run whose batches were given in Python: it does not know its data, nor how its network is built."""
@@ -13,7 +18,12 @@ BATCHES = "dmx.batches"
 WARNINGS = "warnings.txt"
 """Artifact with the warnings of a run, one a line."""
 
+MAPPING = "transfer/mapping.html"
+"""Artifact with the picture of what a transfer copied."""
+
 _MOST_NOTE = 5000
+_CHILDREN_SHOWN = 15
+_USED_BY = re.compile(r"\n*\*\*Used by\*\*\n\n(?:- [^\n]*(?:\n|$))+")
 _WARNINGS_SHOWN = 10
 _LONGEST_WARNING = 300
 _SCORES = (
@@ -53,11 +63,14 @@ class Summary:
     Args:
         run: The run.
         body: The summary so far.
+        note: What the store shows now; the runs that it lists as using this one stay listed.
     """
 
-    def __init__(self, run: Logged, body: str = "") -> None:
+    def __init__(self, run: Logged, body: str = "", *, note: str = "") -> None:
         self._run = run
         self._body = body
+        found = _USED_BY.search(note)
+        self._used_by = found.group().strip() if found else ""
         kept = run.files / WARNINGS
         self._warnings: list[str] = []
         with suppress(OSError):
@@ -80,7 +93,7 @@ class Summary:
         self._publish()
 
     def _publish(self) -> None:
-        listed = warnings_list(self._warnings)
+        listed = "\n\n".join(filter(None, (warnings_list(self._warnings), self._used_by)))
         body = self._body[: _MOST_NOTE - len(listed)].rstrip()
         self._run.set_tags({"mlflow.note.content": f"{body}\n\n{listed}".strip() + "\n"})
 
@@ -93,6 +106,52 @@ def warnings_list(warnings: Sequence[str]) -> str:
     if len(warnings) > _WARNINGS_SHOWN:
         lines.append(f"- … and {len(warnings) - _WARNINGS_SHOWN} more in `{WARNINGS}`")
     return "\n".join(["**Warnings**", "", *lines])
+
+
+def describe(store: RunReader, run: RunInfo, params: Mapping[str, object], note: str) -> str:
+    """Return what the summary of a new run begins with: links to its sources, what is frozen, the mapping, its note.
+
+    Args:
+        store: Where the run is; a source that it does not have gets no link.
+        run: The run.
+        params: Its params.
+        note: What the user says of it.
+    """
+    lines = []
+    checkpoint = run.tags.get("dmx.source_checkpoint", "")
+    for number, source in enumerate(source_runs(run.tags)):
+        with suppress(RunError):
+            at = f", checkpoint `{checkpoint}`" if checkpoint and number == 0 else ""
+            lines.append(f"**Source:** {_link(store.get_run(source))}{at}")
+    if "dmx.source_file" in run.tags:
+        lines.append(f"**Source:** file `{run.tags['dmx.source_file']}`")
+    frozen = frozen_words({key: str(value) for key, value in params.items()})
+    if frozen and run.kind in ("finetune", "transfer"):
+        lines.append(f"**Frozen:** {frozen}")
+    if run.kind == "transfer" or any(key.startswith("transfer.") for key in params):
+        lines.append(f"**Mapping:** [layer by layer]({artifact_link(run.experiment_id, run.id, MAPPING)})")
+    return "\n\n".join(filter(None, (*lines, note)))
+
+
+def link_back(store: RunStore, run_id: str) -> None:
+    """List the runs that started from a run in its summary, newest first; the rest of the summary stays.
+
+    Raises:
+        RunError: The store cannot be reached.
+    """
+    run = store.get_run(run_id)
+    found = children(store, run)
+    lines = [f"- {_link(child)} ({child.kind})" for child in found[:_CHILDREN_SHOWN]]
+    if len(found) > _CHILDREN_SHOWN:
+        lines.append(f"- and {len(found) - _CHILDREN_SHOWN} more, see `dmx runs lineage {run.id[:8]}`")
+    listed = "\n".join(["**Used by**", "", *lines])
+    before = _USED_BY.sub("", run.tags.get("mlflow.note.content", ""))[: _MOST_NOTE - len(listed)].rstrip()
+    store.set_tags(run_id, {"mlflow.note.content": f"{before}\n\n{listed}\n".lstrip()})
+
+
+def _link(run: RunInfo) -> str:
+    """Return a link to a run's page that works wherever MLflow's pages are served."""
+    return f"[{run.experiment}/{run.name}]({run_link('', run.experiment_id, run.id).removeprefix('/')})"
 
 
 def training_note(run: RunInfo, progress: str, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
