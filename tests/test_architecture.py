@@ -101,7 +101,7 @@ def test_no_import_cycle_lazy_ones_included() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_and_functions_stay_readable(name: str) -> None:
     text = MODULES[name].read_text()
-    assert text.count("\n") <= 320, f"{name} has {text.count(chr(10))} lines"
+    assert text.count("\n") <= 400, f"{name} has {text.count(chr(10))} lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
