@@ -11,6 +11,7 @@ from dmx.config.load import apply_overrides, read_raw, section_from_dict
 from dmx.config.sections import PredictionSection
 from dmx.config.trust import trust_given
 from dmx.errors import ConfigError
+from dmx.evaluation.surface import SurfaceDefinition, surface_kind
 from dmx.tracking.catalog import find_training
 from dmx.tracking.course import read_course
 from dmx.workflows.by_task import evaluate_by_task, predict_by_task
@@ -204,6 +205,7 @@ def evaluate(
     checkpoint: str | None = None,
     split: str | None = None,
     tolerance_mm: float = 1.0,
+    surface: str = "elements",
     allow_leak: bool = False,
     settings: Settings | None = None,
     device: str = "auto",
@@ -218,6 +220,7 @@ def evaluate(
         checkpoint: As for ``load_model``.
         split: Split to score; ``None``: evaluation, else validation, else cases without one.
         tolerance_mm: Tolerance of the normalized surface Dice.
+        surface: What distances are measured between: ``elements`` of the surface, or centers of ``voxels``.
         allow_leak: Score cases that were in the training, too.
         settings: The section ``prediction``, instead of the run's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -238,7 +241,7 @@ def evaluate(
         checkpoint=checkpoint,
         split=split,
         settings=_prediction(settings),
-        tolerance_mm=tolerance_mm,
+        surface=SurfaceDefinition(kind=surface_kind(surface), tolerance_mm=tolerance_mm),
         allow_leak=allow_leak,
         device=device,
         uri=uri,

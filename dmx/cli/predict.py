@@ -1,6 +1,5 @@
 """``dmx predict`` and ``dmx evaluate``."""
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,6 @@ from dmx.errors import ConfigError
 
 if TYPE_CHECKING:
     from dmx.config.sections import PredictionSection
-    from dmx.evaluation.summary import Summary
     from dmx.workflows.evaluate import Evaluated
     from dmx.workflows.evaluate_scores import EvaluatedScores
 
@@ -138,6 +136,9 @@ def evaluate(
     tolerance_mm: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Tolerance of the normalized surface Dice in mm.")
     ] = 1.0,
+    surface: Annotated[
+        str, typer.Option("--surface", help="Between what distances are: elements of the surface, or voxels' centers.")
+    ] = "elements",
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -145,13 +146,13 @@ def evaluate(
 ) -> None:
     """Score a run's network on cases or images whose truth is known."""
     from dmx.cli.report import TerminalReport
+    from dmx.evaluation.surface import SurfaceDefinition, surface_kind
     from dmx.tracking.location import project_root
     from dmx.workflows.by_task import evaluate_by_task
     from dmx.workflows.evaluate import Evaluated, EvaluateRequest
     from dmx.workflows.session import Session
 
-    if not math.isfinite(tolerance_mm):
-        raise ConfigError(f"--tolerance must be a number of mm, got {tolerance_mm}.")
+    definition = SurfaceDefinition(kind=surface_kind(surface), tolerance_mm=tolerance_mm)
     with TerminalReport() as report:
         session = Session(root=project_root(Path.cwd()), report=report)
         request = EvaluateRequest(
@@ -160,7 +161,7 @@ def evaluate(
             checkpoint=checkpoint,
             split=split,
             settings=prediction_settings(from_run, overrides, store),
-            tolerance_mm=tolerance_mm,
+            surface=definition,
             allow_leak=allow_leak,
             device=device,
             uri=store,
@@ -174,20 +175,14 @@ def evaluate(
 
 
 def _print_scores(done: "Evaluated") -> None:
+    from dmx.cli.scores import print_scores
+
     split = f", split {done.split}" if done.split else ""
     # As the table's title it would be wrapped at the table's width.
-    out.print(
-        escape(f"{done.cohort}{split}: {len(done.rows)} cases, mean [95 % interval over subjects]"), soft_wrap=True
-    )
-    table = Table(box=None, pad_edge=False)
-    for title in ("class", "Dice", "sensitivity", "precision", "HD95 mm", "surface Dice"):
-        table.add_column(title, justify="left" if title == "class" else "right")
-    names = ("foreground", *done.classes) if len(done.classes) > 1 else done.classes
-    for name in names:
-        metrics = ("dice", "sensitivity", "precision", "hd95_mm", "surface_dice")
-        table.add_row(name, *(_score(done.summary[f"{metric}/{name}"], metric) for metric in metrics))
-    out.print(table)
-    out.print(f"Run {done.run.experiment}/{done.run.name} ({done.run.id[:8]}); per case: evaluation/cases.csv")
+    out.print(escape(f"{done.cohort}{split}: {len(done.rows)} cases"), soft_wrap=True)
+    print_scores(done.table)
+    run = f"{done.run.experiment}/{done.run.name} ({done.run.id[:8]})"
+    out.print(escape(f"Run {run}; per case: evaluation/cases.csv"), soft_wrap=True)
 
 
 def _print_whole(done: "EvaluatedScores") -> None:
@@ -211,12 +206,3 @@ def _print_whole(done: "EvaluatedScores") -> None:
     out.print(table)
     run = f"{done.run.experiment}/{done.run.name} ({done.run.id[:8]})"
     out.print(escape(f"Run {run}; per case: evaluation/cases.csv"), soft_wrap=True)
-
-
-def _score(summary: "Summary", metric: str) -> str:
-    if summary.mean is None:
-        return "-"
-    digits = 1 if metric == "hd95_mm" else 3
-    if summary.low is None or metric != "dice":
-        return f"{summary.mean:.{digits}f}"
-    return f"{summary.mean:.{digits}f} [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"

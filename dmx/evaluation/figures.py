@@ -117,8 +117,8 @@ def _dice_column(panel: "Axes", rows: Sequence[Mapping[str, Score]], name: str, 
 def _with_counts(rows: Sequence[Mapping[str, Score]], name: str) -> str:
     """Return a class name with what is not simply present, one count a line."""
     counts = statuses(rows, name)
-    words = {"missed": "missed", "false_positive": "false positive", "absent": "absent"}
-    return "\n".join([name, *(f"{counts[key]} {word}" for key, word in words.items() if counts[key])])
+    words = (counts["missed"], "missed"), (counts["false_positive"], "false positive"), (counts["absent"], "absent")
+    return "\n".join([name, *(f"{count} {word}" for count, word in words if count)])
 
 
 def confusion_figure(counts: NDArray[np.integer[Any]], classes: Sequence[str], *, unit: str = "voxels") -> "Figure":

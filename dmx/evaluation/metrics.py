@@ -4,14 +4,20 @@ Whether a class is there at all is decided before anything is measured, so that 
 would mix up: a class that neither the truth nor the prediction has (nothing to score), one that was missed, and one
 that was predicted where there is none. ``status/<class>`` tells which:
 
-============== ========= =============== ==================== ==========================================
-status         dice      surface_dice    hd95_mm              also without value
-============== ========= =============== ==================== ==========================================
-present        measured  measured        measured
-missed         0         0               none                 precision
-false_positive 0         0               none                 sensitivity, relative volume error
-absent         none      none            none                 sensitivity, precision, relative volume error
-============== ========= =============== ==================== ==========================================
+============== ========= =============== =================== ================== =============================
+status         dice      surface_dice    hd95_mm and assd_mm ..._penalized      also without value
+============== ========= =============== =================== ================== =============================
+present        measured  measured        measured            the same
+missed         0         0               none                the image's        precision
+                                                             diagonal
+false_positive 0         0               none                the image's        sensitivity, relative volume
+                                                             diagonal           error
+absent         none      none            none                none               sensitivity, precision,
+                                                                                relative volume error
+============== ========= =============== =================== ================== =============================
+
+A mean of distances over the cases that have one gets better when hard cases are missed; that of the penalized ones does
+not. The diagonal is the usual penalty (374 mm for the 240 x 240 x 155 mm of BraTS).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.errors import ConfigError
-from dmx.evaluation.surface import Bools, surface_distances
+from dmx.evaluation.surface import ELEMENTS, Bools, SurfaceDefinition, surface_distances
 
 Score = float | str | None
 Row = dict[str, Score]
@@ -40,12 +46,28 @@ METRICS = (
     "volume_error_ml",
     "volume_error_relative",
     "hd95_mm",
+    "hd95_mm_penalized",
+    "assd_mm",
+    "assd_mm_penalized",
     "surface_dice",
     "deepmedic_dice1",
     "deepmedic_dice2",
     "deepmedic_dice3",
 )
 """Metrics of a row, in the order of its columns; each stands for every class as ``metric/class``."""
+STATUSES: tuple[Status, ...] = ("present", "missed", "false_positive", "absent")
+_SCORED: tuple[Status, ...] = ("present", "missed", "false_positive")
+_WITH_VALUE: Mapping[str, tuple[Status, ...]] = {
+    "dice": _SCORED,
+    "surface_dice": _SCORED,
+    "sensitivity": ("present", "missed"),
+    "volume_error_relative": ("present", "missed"),
+    "precision": ("present", "false_positive"),
+    "hd95_mm": ("present",),
+    "assd_mm": ("present",),
+    "hd95_mm_penalized": _SCORED,
+    "assd_mm_penalized": _SCORED,
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ def score_case(
     spacing: Sequence[float],
     classes: Sequence[str],
     roi: NDArray[np.generic] | None = None,
-    tolerance_mm: float = 1.0,
+    surface: SurfaceDefinition = ELEMENTS,
 ) -> Row:
     """Score a predicted label map.
 
@@ -130,7 +152,7 @@ def score_case(
         spacing: Voxel size in mm per axis.
         classes: Class names, background first.
         roi: Region [I, J, K]; everything when left out.
-        tolerance_mm: Distance up to which two surfaces count as one in the normalized surface Dice.
+        surface: What a surface is, and the tolerance of the normalized surface Dice.
 
     Returns:
         ``metric/class`` → number or None for every name of :data:`METRICS` and every class but the background, with
@@ -148,7 +170,7 @@ def score_case(
         regions[name] = (truth == index, prediction == index)
     row: Row = {}
     for name, (true, predicted) in regions.items():
-        scores = _score_region(true, predicted, region, spacing, tolerance_mm)
+        scores = _score_region(true, predicted, region, spacing, surface)
         row |= {f"{metric}/{name}": value for metric, value in scores.items()}
     found = [row[f"dice/{name}"] for name in classes[1:]]
     values = [value for value in found if isinstance(value, float)]
@@ -163,7 +185,7 @@ def _check_grids(truth: NDArray[np.integer], prediction: NDArray[np.integer], re
 
 
 def _score_region(
-    truth: Bools, prediction: Bools, roi: Bools, spacing: Sequence[float], tolerance_mm: float
+    truth: Bools, prediction: Bools, roi: Bools, spacing: Sequence[float], surface: SurfaceDefinition
 ) -> dict[str, Score]:
     """Return the metrics of one region, the status first."""
     within = prediction & roi
@@ -175,10 +197,6 @@ def _score_region(
     )
     voxel_ml = float(np.prod(np.asarray(spacing, dtype=np.float64))) / 1000
     error = overlap.prediction - overlap.truth
-    hd95, surface_dice = None, None if overlap.status == "absent" else 0.0
-    if overlap.status == "present":
-        distances = surface_distances(truth, within, spacing)
-        hd95, surface_dice = distances.hausdorff(), distances.within(tolerance_mm)
     return {
         "status": overlap.status,
         "dice": overlap.dice,
@@ -189,11 +207,31 @@ def _score_region(
         "volume_predicted_ml": overlap.prediction * voxel_ml,
         "volume_error_ml": error * voxel_ml,
         "volume_error_relative": _ratio(error, overlap.truth),
-        "hd95_mm": hd95,
-        "surface_dice": surface_dice,
+        **_surface_scores(truth, within, spacing, surface=surface, status=overlap.status),
         "deepmedic_dice1": _dice_of_truth(truth, prediction),
         "deepmedic_dice2": _dice_of_truth(truth, within),
         "deepmedic_dice3": _dice_of_truth(truth & roi, within),
+    }
+
+
+def _surface_scores(
+    truth: Bools, prediction: Bools, spacing: Sequence[float], *, surface: SurfaceDefinition, status: Status
+) -> dict[str, Score]:
+    """Return what is measured between surfaces; a penalty stands where one of them does not exist."""
+    if status == "absent":
+        return dict.fromkeys(("hd95_mm", "hd95_mm_penalized", "assd_mm", "assd_mm_penalized", "surface_dice"))
+    if status != "present":
+        diagonal = float(np.linalg.norm(np.asarray(truth.shape) * np.asarray(spacing, dtype=np.float64)))
+        found = {"hd95_mm": None, "hd95_mm_penalized": diagonal, "assd_mm": None, "assd_mm_penalized": diagonal}
+        return {**found, "surface_dice": 0.0}
+    distances = surface_distances(truth, prediction, spacing, kind=surface.kind)
+    hd95, assd = distances.hausdorff(), distances.average()
+    return {
+        "hd95_mm": hd95,
+        "hd95_mm_penalized": hd95,
+        "assd_mm": assd,
+        "assd_mm_penalized": assd,
+        "surface_dice": distances.within(surface.tolerance_mm),
     }
 
 
@@ -212,7 +250,14 @@ def confusion_counts(
 
 def statuses(rows: Sequence[Mapping[str, Score]], name: str) -> dict[str, int]:
     """Return how many cases have which status of a class."""
-    counts = {"present": 0, "missed": 0, "false_positive": 0, "absent": 0}
-    for row in rows:
-        counts[str(row[f"status/{name}"])] += 1
-    return counts
+    found = [row[f"status/{name}"] for row in rows]
+    return {status: found.count(status) for status in STATUSES}
+
+
+def cases_with_value(metric: str, counts: Mapping[str, int]) -> int:
+    """Return how many cases have a value of a metric, from the number of cases of each status.
+
+    >>> cases_with_value("hd95_mm", {"present": 3, "missed": 2, "false_positive": 1, "absent": 4})
+    3
+    """
+    return sum(counts[status] for status in _WITH_VALUE.get(metric, STATUSES))

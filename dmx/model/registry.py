@@ -1,4 +1,4 @@
-"""Other networks by name: MONAI's, trained by the same core. The only module that imports monai."""
+"""Other networks by name: MONAI's, trained by the same core."""
 
 import inspect
 import warnings

@@ -13,6 +13,7 @@ from dmx.evaluation.metrics import FOREGROUND, Row
 from dmx.evaluation.paired import PairedDifference, paired_difference
 from dmx.evaluation.scores import measure
 from dmx.evaluation.summary import summarize
+from dmx.evaluation.surface import ELEMENTS
 from dmx.tracking.session import ActiveRun
 from dmx.workflows.evaluate import log_scored_cohort, score_prediction
 from dmx.workflows.evaluate_scores import log_scored_inputs, truth_rows
@@ -101,7 +102,7 @@ class LabelMapScorer:
         rows: list[Row] = []
         for number, case in enumerate(self.cohort.cases):
             self.session.report.progress(what, number, len(self.cohort.cases))
-            found = score_prediction(case, self.predictor(case), self.trained.contract, tolerance_mm=1.0)
+            found = score_prediction(case, self.predictor(case), self.trained.contract, surface=ELEMENTS)
             rows.append({"case": run.hide(case.name), "subject": run.hide(case.subject), **found.scores})
         self.session.report.progress(what, len(self.cohort.cases), len(self.cohort.cases))
         summary = summarize(rows, [str(row["subject"]) for row in rows], resamples=1)

@@ -15,9 +15,10 @@ from dmx.cohort.volume import read_volume
 from dmx.config.sections import PredictionSection
 from dmx.errors import CohortError
 from dmx.evaluation.figures import confusion_figure, dice_figure
-from dmx.evaluation.metrics import FOREGROUND, Row, confusion_counts, score_case
+from dmx.evaluation.metrics import Row, confusion_counts, score_case
 from dmx.evaluation.overlay import overlay_figure
-from dmx.evaluation.summary import Summary, cases_csv, summarize, summary_json
+from dmx.evaluation.summary import ScoreTable, Summary, cases_csv
+from dmx.evaluation.surface import ELEMENTS, SurfaceDefinition
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.pipeline import class_indices
 from dmx.tracking.mlflow_store import open_store
@@ -34,7 +35,6 @@ from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
 from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
 
 _OVERLAYS = 4
-_LOGGED = ("dice", "sensitivity", "precision", "hd95_mm", "surface_dice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class EvaluateRequest:
         checkpoint: Name of the checkpoint; ``None``: the best one, else the last one.
         split: Split to score; ``None``: evaluation, else validation, else all cases with a label map.
         settings: Changes of the run's ``prediction`` section.
-        tolerance_mm: Distance up to which surfaces count as equal in the normalized surface Dice.
+        surface: What a surface is, and the tolerance of the normalized surface Dice.
         allow_leak: Go on when cases were in the training of the network or of its sources.
         device: Where to predict.
         uri: Run store.
@@ -59,7 +59,7 @@ class EvaluateRequest:
     checkpoint: str | None = None
     split: str | None = None
     settings: PredictionSection | None = None
-    tolerance_mm: float = 1.0
+    surface: SurfaceDefinition = ELEMENTS
     allow_leak: bool = False
     device: str = "auto"
     uri: str | None = None
@@ -76,7 +76,7 @@ class Evaluated:
         split: Split that was scored; empty: all.
         classes: Classes without the background.
         rows: Scores of each case.
-        summary: Means with confidence intervals over subjects, by ``metric/class``.
+        table: Means with confidence intervals over subjects, and what they are the means of.
     """
 
     run: RunInfo
@@ -84,7 +84,12 @@ class Evaluated:
     split: str
     classes: tuple[str, ...]
     rows: Sequence[Row]
-    summary: Mapping[str, Summary]
+    table: ScoreTable
+
+    @property
+    def summary(self) -> Mapping[str, Summary]:
+        """Means with confidence intervals over subjects, by ``metric/class``."""
+        return self.table.summaries
 
 
 def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
@@ -105,7 +110,14 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         kind="evaluate",
         words=f"{trained.run.name} {split}".strip(),
         name=request.name,
-        params={"cohort": cohort.name, "split": split or "all", "cases": len(cohort.cases), **source_params(trained)},
+        params={
+            "cohort": cohort.name,
+            "split": split or "all",
+            "cases": len(cohort.cases),
+            "surface": request.surface.kind,
+            "tolerance_mm": request.surface.tolerance_mm,
+            **source_params(trained),
+        },
         tags={**trained_tags(trained), **leak_tags},
     )
     with (
@@ -113,7 +125,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
     ):
         log_scored_cohort(run, cohort, request.settings, session)
-        scoring = _Scoring(trained, predictor, request.tolerance_mm)
+        scoring = _Scoring(trained, predictor, request.surface)
         rows = []
         for number, case in enumerate(cohort.cases, 1):
             session.report.progress("evaluating", number - 1, len(cohort.cases))
@@ -121,15 +133,21 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
             rows.append(row)
             run.log_metrics({"case/dice": dice} if isinstance(dice := row["dice/mean"], float) else {}, number)
         session.report.progress("evaluating", len(cohort.cases), len(cohort.cases))
-        summary = summarize(rows, [case.subject for case in cohort.cases], seed=trained.experiment.seed)
-        scoring.log(run, rows, summary)
+        table = ScoreTable.of(
+            rows,
+            [case.subject for case in cohort.cases],
+            classes=trained.contract.classes[1:],
+            surface=request.surface,
+            seed=trained.experiment.seed,
+        )
+        scoring.log(run, rows, table)
         return Evaluated(
             run=run.info,
             cohort=cohort.name,
             split=split,
             classes=trained.contract.classes[1:],
             rows=rows,
-            summary=summary,
+            table=table,
         )
 
 
@@ -216,7 +234,9 @@ class ScoredCase:
     roi: NDArray[np.bool_] | None
 
 
-def score_prediction(case: Case, found: NativePrediction, contract: Contract, *, tolerance_mm: float) -> ScoredCase:
+def score_prediction(
+    case: Case, found: NativePrediction, contract: Contract, *, surface: SurfaceDefinition
+) -> ScoredCase:
     """Score what was predicted for a case on the grid of its scan.
 
     Raises:
@@ -232,7 +252,7 @@ def score_prediction(case: Case, found: NativePrediction, contract: Contract, *,
         spacing=found.grid.spacing,
         classes=contract.classes,
         roi=roi,
-        tolerance_mm=tolerance_mm,
+        surface=surface,
     )
     return ScoredCase(scores=scores, truth=truth, roi=roi)
 
@@ -240,10 +260,10 @@ def score_prediction(case: Case, found: NativePrediction, contract: Contract, *,
 class _Scoring:
     """Scores cases and keeps what the figures need."""
 
-    def __init__(self, trained: Trained, predictor: CasePredictor, tolerance_mm: float) -> None:
+    def __init__(self, trained: Trained, predictor: CasePredictor, surface: SurfaceDefinition) -> None:
         self._trained = trained
         self._predictor = predictor
-        self._tolerance_mm = tolerance_mm
+        self._surface = surface
         count = len(trained.contract.classes)
         self._confusion: NDArray[np.int64] = np.zeros((count, count), dtype=np.int64)
         self._drawn = 0
@@ -252,7 +272,7 @@ class _Scoring:
         """Predict and score one case."""
         contract = self._trained.contract
         found = self._predictor(case)
-        scored = score_prediction(case, found, contract, tolerance_mm=self._tolerance_mm)
+        scored = score_prediction(case, found, contract, surface=self._surface)
         self._confusion += confusion_counts(
             scored.truth, found.labels, num_classes=len(contract.classes), roi=scored.roi
         )
@@ -277,20 +297,11 @@ class _Scoring:
         )
         run.log_figure(f"figures/overlay_{run.hide(case.name)}.png", figure)
 
-    def log(self, run: ActiveRun, rows: Sequence[Row], summary: Mapping[str, Summary]) -> None:
+    def log(self, run: ActiveRun, rows: Sequence[Row], table: ScoreTable) -> None:
         """Keep tables, means and figures."""
         classes = self._trained.contract.classes
-        names = [FOREGROUND, *classes[1:]]
         run.log_text("evaluation/cases.csv", cases_csv(rows))
-        run.log_text("evaluation/summary.json", summary_json(summary, rows, names))
+        run.log_text("evaluation/summary.json", table.to_json())
         run.log_figure("figures/dice_per_case.png", dice_figure(rows, classes))
         run.log_figure("figures/confusion.png", confusion_figure(self._confusion, classes))
-        means = {
-            f"evaluation/{metric}/{name}": mean
-            for metric in _LOGGED
-            for name in names
-            if (mean := summary[f"{metric}/{name}"].mean) is not None
-        }
-        if (mean := summary["dice/mean"].mean) is not None:
-            means["evaluation/dice"] = mean
-        run.log_metrics(means, len(rows))
+        run.log_metrics(table.metrics(), len(rows))

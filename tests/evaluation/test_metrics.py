@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from dmx.errors import ConfigError
-from dmx.evaluation.metrics import METRICS, confusion_counts, score_case, statuses
+from dmx.evaluation.metrics import METRICS, cases_with_value, confusion_counts, score_case, statuses
+from dmx.evaluation.surface import SurfaceDefinition
 
 CLASSES = ("background", "core", "edema")
 SPACING = (1.0, 2.0, 0.5)
@@ -32,8 +33,17 @@ def test_half_of_a_box_scores_as_counted_by_hand():
     assert row["volume_error_ml/core"] == pytest.approx(-0.008)
     assert row["volume_error_relative/core"] == -0.5
     assert row["hd95_mm/core"] == 2.0
-    assert row["surface_dice/core"] == pytest.approx((8 + 4 + 8) / 24)
+    assert row["assd_mm/core"] == pytest.approx(0.5, abs=0.15)
+    assert row["surface_dice/core"] > 0.7
     assert row["dice/foreground"] == row["dice/core"]
+
+
+def test_between_voxels_the_half_of_a_box_scores_as_counted_by_hand():
+    surface = SurfaceDefinition(kind="voxels")
+    row = score_case(labels(_1=LEFT), labels(_1=LEFT_HALF), spacing=SPACING, classes=CLASSES, surface=surface)
+    assert row["hd95_mm/core"] == 2.0
+    assert row["surface_dice/core"] == pytest.approx((8 + 4 + 8) / 24)
+    assert row["assd_mm/core"] == pytest.approx((4 * 1 + 4 * 2) / 24)
 
 
 def test_the_same_labels_score_perfectly():
@@ -50,12 +60,33 @@ def test_absent_missed_and_false_positive_are_told_apart():
     missed = score_case(filled, empty, spacing=SPACING, classes=CLASSES)
     false = score_case(empty, filled, spacing=SPACING, classes=CLASSES)
 
-    names = ("status", "dice", "surface_dice", "hd95_mm", "sensitivity", "precision", "volume_error_relative")
-    assert [absent[f"{name}/core"] for name in names] == ["absent", None, None, None, None, None, None]
-    assert [missed[f"{name}/core"] for name in names] == ["missed", 0.0, 0.0, None, 0.0, None, -1.0]
-    assert [false[f"{name}/core"] for name in names] == ["false_positive", 0.0, 0.0, None, None, 0.0, None]
+    names = (
+        "status",
+        "dice",
+        "surface_dice",
+        "hd95_mm",
+        "assd_mm",
+        "sensitivity",
+        "precision",
+        "volume_error_relative",
+    )
+    assert [absent[f"{name}/core"] for name in names] == ["absent", *[None] * 7]
+    assert [missed[f"{name}/core"] for name in names] == ["missed", 0.0, 0.0, None, None, 0.0, None, -1.0]
+    assert [false[f"{name}/core"] for name in names] == ["false_positive", 0.0, 0.0, None, None, None, 0.0, None]
+    diagonal = pytest.approx((8**2 + 12**2 + 2.5**2) ** 0.5)
+    for name in ("hd95_mm_penalized", "assd_mm_penalized"):
+        assert [row[f"{name}/core"] for row in (absent, missed, false)] == [None, diagonal, diagonal]
     assert (absent["dice/mean"], missed["dice/mean"], false["dice/mean"]) == (None, 0.0, 0.0)
     assert statuses([absent, missed, false], "core") == {"present": 0, "missed": 1, "false_positive": 1, "absent": 1}
+
+
+def test_how_many_cases_have_a_value_follows_from_their_statuses():
+    empty, filled = labels(), labels(_1=LEFT)
+    pairs = [(filled, filled)] * 4 + [(filled, empty)] * 3 + [(empty, filled)] * 2 + [(empty, empty)]
+    rows = [score_case(truth, found, spacing=SPACING, classes=CLASSES) for truth, found in pairs]
+    for metric in METRICS[:-3]:
+        values = [row[f"{metric}/core"] for row in rows if row[f"{metric}/core"] is not None]
+        assert cases_with_value(metric, statuses(rows, "core")) == len(values), metric
 
 
 def test_no_warning_reaches_the_user(recwarn):
