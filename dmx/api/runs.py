@@ -12,7 +12,6 @@ from dmx.config.sections import PredictionSection
 from dmx.config.trust import trust_given
 from dmx.errors import ConfigError
 from dmx.evaluation.surface import SurfaceDefinition, surface_kind
-from dmx.tracking.catalog import find_training
 from dmx.tracking.course import read_course
 from dmx.workflows.by_task import evaluate_by_task, predict_by_task
 from dmx.workflows.evaluate import Evaluated, EvaluateRequest
@@ -139,7 +138,7 @@ def history(run: str, *, store: Store = None) -> History:
         RunError: There is no such run, or it has not trained.
     """
     opened, _ = open_place(store)
-    return History(**read_course(opened, find_training(opened, run_name(run))))
+    return History(**read_course(opened, opened.find_run(run_name(run))))
 
 
 def predict(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Find, show and compare runs, and keep their store in order.", no_args_is_help=True)
 
-RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last."
+RUN_HELP = "Run id, the start of one, EXPERIMENT/RUN-NAME, or EXPERIMENT/last (the last training or import)."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)]
 _WHOLE = ("evaluation/accuracy", "evaluation/r2", "val/accuracy", "val/r2")
 _SCORES = ("evaluation/dice", "ablation/dice", "ablation/accuracy", "val_volume/dice", "val/dice", *_WHOLE)

@@ -9,7 +9,8 @@ from dmx.tracking.store import RunInfo, RunReader
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _PREFIX = re.compile(r"[0-9a-f]{1,31}")
-_TRAINING_KINDS = ("train", "finetune", "transfer")
+NETWORK_KINDS = ("train", "finetune", "transfer", "import")
+"""Kinds of runs that hold a network. The others use one: they score, predict, look inside."""
 
 
 def find_run(store: RunReader, text: str) -> RunInfo:
@@ -17,7 +18,8 @@ def find_run(store: RunReader, text: str) -> RunInfo:
 
     Args:
         store: Where to look.
-        text: A run id, a unique prefix of one, ``experiment/run-name``, or ``experiment/last`` for the newest.
+        text: A run id, a unique prefix of one, ``experiment/run-name``, or ``experiment/last`` for the
+            newest run that holds a network; evaluations and predictions are none.
 
     Raises:
         RunError: No run or several runs fit; several are listed with id, date and status.
@@ -31,30 +33,32 @@ def find_run(store: RunReader, text: str) -> RunInfo:
         raise RunError(
             f"'{text}' names {len(runs)} runs: {'; '.join(map(_line, runs[:10]))}. Give the run's id or more of it."
         )
+    experiment, _, name = text.rpartition("/")
+    if name == "last" and store.list_runs(experiment=experiment, limit=1):
+        raise RunError(
+            f"Experiment '{experiment}' in {store.uri} has no run that holds a network ({', '.join(NETWORK_KINDS)}), "
+            f"so there is no '{text}'. Name the run that you mean{_known(store, text)}."
+        )
     raise RunError(
         f"No run '{text}' in {store.uri}. Give a run id, the start of one, EXPERIMENT/RUN-NAME or EXPERIMENT/last"
         f"{_known(store, text)}."
     )
 
 
-def find_training(store: RunReader, text: str) -> RunInfo:
-    """Return the run that a text names where a network is needed: ``experiment/last`` is the newest that trained one.
-
-    Raises:
-        RunError: As :func:`find_run`.
-    """
-    run = find_run(store, text)
-    if run.kind in _TRAINING_KINDS or text != f"{run.experiment}/last" or run.name == "last":
-        return run
-    runs = store.list_runs(experiment=run.experiment)
-    return next((other for other in runs if other.kind in _TRAINING_KINDS), run)
+def last_training(store: RunReader, experiment: str) -> RunInfo | None:
+    """Return the newest run of an experiment that holds a network: trained, fine-tuned, transferred or imported."""
+    newest = [store.list_runs(experiment=experiment, tags={"dmx.kind": kind}, limit=1) for kind in NETWORK_KINDS]
+    return max((run for runs in newest for run in runs), key=lambda run: run.started, default=None)
 
 
 def _candidates(store: RunReader, text: str) -> list[RunInfo]:
     if "/" in text:
         experiment, name = text.rsplit("/", 1)
         runs = store.list_runs(experiment=experiment, tags={"mlflow.runName": name})
-        return runs or (store.list_runs(experiment=experiment, limit=1) if name == "last" else [])
+        if runs or name != "last":
+            return runs
+        last = last_training(store, experiment)
+        return [last] if last is not None else []
     return store.list_runs(prefix=text) if _PREFIX.fullmatch(text) else []
 
 

@@ -106,7 +106,10 @@ class RunReader(Protocol):
         """Return a run by its full id, or raise ``RunError``."""
 
     def find_run(self, text: str) -> RunInfo:
-        """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names."""
+        """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names.
+
+        The last one is the newest that holds a network: trained, fine-tuned, transferred or imported.
+        """
 
     def list_runs(
         self,

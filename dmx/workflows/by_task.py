@@ -1,6 +1,5 @@
 """Predict and evaluate with a run's network in the way of what it has learned."""
 
-from dmx.tracking.catalog import find_training
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.evaluate import Evaluated, EvaluateRequest, evaluate
 from dmx.workflows.evaluate_scores import EvaluatedScores, evaluate_scores
@@ -17,7 +16,7 @@ def task_of(run: str, session: Session, *, uri: str | None) -> str:
     Raises:
         RunError: There is no such run.
     """
-    return find_training(open_store(uri, session.root), run).tags.get("dmx.task", _SEGMENTATION)
+    return open_store(uri, session.root).find_run(run).tags.get("dmx.task", _SEGMENTATION)
 
 
 def predict_by_task(request: PredictRequest, session: Session) -> Predicted:

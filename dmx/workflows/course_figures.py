@@ -5,7 +5,6 @@ from pathlib import Path
 from dmx.errors import ConfigError
 from dmx.evaluation.figures import figure_png
 from dmx.evaluation.history import History, course_figures
-from dmx.tracking.catalog import find_training
 from dmx.tracking.course import course, read_course
 from dmx.tracking.history import History as Table
 from dmx.tracking.history import as_numbers
@@ -37,7 +36,7 @@ def write_course(run: str, folder: Path, session: Session, *, uri: str | None = 
         ConfigError: The folder cannot be written.
     """
     store = open_store(uri, session.root)
-    info = find_training(store, run)
+    info = store.find_run(run)
     history = History(**read_course(store, info))
     written = []
     try:

@@ -8,7 +8,6 @@ from typing import Any
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
-from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names, set_aside
 from dmx.tracking.creation import settle_all
 from dmx.tracking.folder import run_folder
@@ -80,7 +79,7 @@ def resume(
     """
     store = open_store(uri, session.root)
     settle_all(store, session.root / "mlruns")
-    info = _with_all_it_told(store, find_training(store, run_name), session)
+    info = _with_all_it_told(store, store.find_run(run_name), session)
     _require_training(info, extension)
     if info.status == "FINISHED" and extension is None:
         return _complete(info, session, uri)

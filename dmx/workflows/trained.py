@@ -16,7 +16,6 @@ from dmx.model.by_task import build_by_task
 from dmx.model.network import Network, TrainableNetwork
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import KIND, ImageContract
-from dmx.tracking.catalog import find_training
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.location import project_of
 from dmx.tracking.mlflow_store import open_store
@@ -101,7 +100,7 @@ def stored_checkpoint(store: RunStore, run: str, *, checkpoint: str | None, root
         RunError: There is no such run or checkpoint.
         CheckpointError: The checkpoint is damaged.
     """
-    info = find_training(store, run)
+    info = store.find_run(run)
     names = checkpoint_names(info.tags)
     if not names:
         raise RunError(
@@ -234,5 +233,5 @@ def changed_prediction(run: str, overrides: Sequence[str], *, uri: str | None, r
                 f"Here --set changes settings of 'prediction', e.g. prediction.overlap=0.5, got '{word}'."
             )
     store = open_store(uri, root)
-    raw = as_dict(run_experiment(store, find_training(store, run), root=root))
+    raw = as_dict(run_experiment(store, store.find_run(run), root=root))
     return build_experiment(apply_overrides(raw, overrides), source="--set").prediction

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dmx.errors import RunError
-from dmx.tracking.catalog import find_training, when
+from dmx.tracking.catalog import when
 from dmx.tracking.mlflow_store import MlflowStore, open_store
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, StoreRefusedError
@@ -123,7 +123,7 @@ def test_runs_are_found_by_what_a_person_types(store: MlflowStore, info: RunInfo
     store.create_run("study", name="foreign", tags={})
     assert store.find_run(info.id).id == info.id
     assert store.find_run("study/first-train-1").id == info.id
-    assert store.find_run("study/last").id == second.id
+    assert store.find_run("study/second").id == second.id
     prefix = next(info.id[:n] for n in range(1, 33) if not second.id.startswith(info.id[:n]))
     assert store.find_run(prefix).id == info.id
     assert [run.name for run in store.list_runs()] == ["second", "first-train-1"]
@@ -132,15 +132,28 @@ def test_runs_are_found_by_what_a_person_types(store: MlflowStore, info: RunInfo
     assert store.list_runs(experiment="other") == []
 
 
-def test_the_last_training_is_found_behind_later_runs_of_other_kinds(store: MlflowStore, info: RunInfo) -> None:
-    assert find_training(store, "study/last").id == info.id
-    time.sleep(0.002)
-    second = store.create_run("study", name="second", tags={"dmx.kind": "evaluate"})
-    assert find_training(store, "study/last").id == info.id
-    assert find_training(store, "study/second").id == second.id
-    assert find_training(store, second.id).id == second.id
-    other = store.create_run("other", name="only", tags={"dmx.kind": "predict"})
-    assert find_training(store, "other/last").id == other.id
+def test_the_last_run_is_the_last_that_holds_a_network(store: MlflowStore, info: RunInfo) -> None:
+    for kind in ("evaluate", "predict", "activations", "ablate", "probe"):
+        time.sleep(0.002)
+        used = store.create_run("study", name=kind, tags={"dmx.kind": kind})
+        assert store.find_run("study/last").id == info.id
+        assert store.find_run(f"study/{kind}").id == store.find_run(used.id).id == used.id
+    for kind in ("finetune", "transfer", "import", "train"):
+        time.sleep(0.002)
+        made = store.create_run("study", name=kind, tags={"dmx.kind": kind})
+        time.sleep(0.002)
+        store.create_run("study", name=f"{kind} used", tags={"dmx.kind": "predict"})
+        assert store.find_run("study/last").id == made.id
+    named = store.create_run("study", name="last", tags={"dmx.kind": "predict"})
+    assert store.find_run("study/last").id == named.id
+
+
+def test_an_experiment_without_a_network_says_so(store: MlflowStore) -> None:
+    store.create_run("other", name="only", tags={"dmx.kind": "predict"})
+    with pytest.raises(RunError, match=r"no run that holds a network.*'other/only'"):
+        store.find_run("other/last")
+    with pytest.raises(RunError, match="No run 'nowhere/last'"):
+        store.find_run("nowhere/last")
 
 
 def test_what_is_not_found_is_explained(store: MlflowStore) -> None:
