@@ -120,6 +120,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         },
         tags={**trained_tags(trained), **leak_tags},
     )
+    classes = trained.contract.classes[1:]
     with (
         start_run(store, new, root=session.root, notify=session.report.say) as run,
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
@@ -133,22 +134,10 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
             rows.append(row)
             run.log_metrics({"case/dice": dice} if isinstance(dice := row["dice/mean"], float) else {}, number)
         session.report.progress("evaluating", len(cohort.cases), len(cohort.cases))
-        table = ScoreTable.of(
-            rows,
-            [case.subject for case in cohort.cases],
-            classes=trained.contract.classes[1:],
-            surface=request.surface,
-            seed=trained.experiment.seed,
-        )
+        subjects, seed = [case.subject for case in cohort.cases], trained.experiment.seed
+        table = ScoreTable.of(rows, subjects, classes=classes, surface=request.surface, seed=seed)
         scoring.log(run, rows, table)
-        return Evaluated(
-            run=run.info,
-            cohort=cohort.name,
-            split=split,
-            classes=trained.contract.classes[1:],
-            rows=rows,
-            table=table,
-        )
+        return Evaluated(run=run.info, cohort=cohort.name, split=split, classes=classes, rows=rows, table=table)
 
 
 def scored_cases(trained: Trained, manifest: Path | None, *, split: str | None) -> tuple[Cohort, str]:
