@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from dmx.errors import ConfigError
 from dmx.evaluation.paired import paired_difference
@@ -77,3 +79,15 @@ def test_the_same_seed_gives_the_same_interval():
     one, same, other = (paired_difference(first, second, each_its_own(4), seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert (one.p, one.difference) == (other.p, other.difference)
+
+
+def test_the_interval_is_the_percentile_bootstrap():
+    generator = np.random.default_rng(3)
+    gains = generator.normal(0.05, 0.1, size=12)
+    first = scores(*[0.5] * 12)
+    second = scores(*(0.5 + gains))
+    found = paired_difference(first, second, each_its_own(12))
+    expected = bootstrap((gains,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert (found.low, found.high) == (pytest.approx(expected.low, abs=0.003), pytest.approx(expected.high, abs=0.003))
+    narrow = paired_difference(first, second, each_its_own(12), level=0.5)
+    assert found.low < narrow.low < narrow.high < found.high

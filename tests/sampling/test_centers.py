@@ -178,3 +178,13 @@ def test_valid_centers_are_those_of_deepmedic(golden, number):
     every = torch.cartesian_prod(*(torch.arange(n) for n in shape))
     assert torch.equal(fits(every, segment, shape).reshape(shape), expected)
     assert not torch.equal(fits(every, (segment[0] - 1, *segment[1:]), shape).reshape(shape), expected)
+
+
+def test_listed_centers_are_drawn_by_their_weights():
+    weights = torch.zeros(7, 7, 7, dtype=torch.float64)
+    # A segment of 5 fits around 27 centers, too few for the first draws when most of the weight lies outside.
+    weights[0], weights[3, 3, 3], weights[2, 3, 3] = 1e6, 3.0, 1.0
+    case = CaseData("w", torch.zeros(1, 7, 7, 7), weight_cumsums={"w": weights.flatten().cumsum(0)})
+    drawn = Counter(draw_center(case, "weight_w", key, segment=(5, 5, 5)) for key in range(400))
+    assert set(drawn) == {(3, 3, 3), (2, 3, 3)}
+    assert 240 < drawn[3, 3, 3] < 360

@@ -83,6 +83,7 @@ def test_lineage_names_parent_root_and_all_sources(begin: Begin, now: Now) -> No
     tags = source_tags([small, source], experiment="elsewhere")
     assert "mlflow.parentRunId" not in tags
     assert tags["dmx.source_run_id"] == first.info.id
+    assert source_tags([source, small], experiment="elsewhere")["dmx.source_run_id"] == first.info.id
     assert [item["share"] for item in json.loads(tags["dmx.sources"])] == [0.25, 1.0]
     assert source_tags([small], experiment="x")["dmx.root_run_id"] == first.info.id
     assert [run.id for run in children(first.store, now(first))] == [second.info.id]

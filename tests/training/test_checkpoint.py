@@ -1,6 +1,7 @@
 """Checkpoints are complete or absent, and damage is named."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -201,3 +202,17 @@ def test_what_reads_differently_is_noticed_at_once(tmp_path: Path, monkeypatch: 
 def test_the_writer_keeps_its_own_keys(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must leave files to the writer"):
         write_checkpoint(tmp_path / "step", model_state={}, training_state={}, manifest={"files": {}})
+
+
+def test_the_digest_of_a_manifest_is_that_of_its_sorted_content(saved: Path) -> None:
+    # Checkpoints are kept for years: what was written by an earlier version must verify.
+    content = json.loads((saved / MANIFEST).read_text())
+    digest = content.pop("sha256")
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+    assert list(content) != sorted(content)
+
+
+def test_a_checkpoint_makes_the_folders_above_it(tmp_path: Path) -> None:
+    written = write(tmp_path / "a" / "run" / "checkpoints")
+    assert read_checkpoint(written).model_state

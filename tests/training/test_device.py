@@ -96,3 +96,16 @@ def test_the_weights_come_back_bit_for_bit_even_after_an_error(network: Network)
     with pytest.raises(ZeroDivisionError):
         fail()
     assert torch.equal(network.conv.weight, weights)
+
+
+def test_the_decay_of_the_average_grows_up_to_its_limit(network: Network) -> None:
+    average = MovingAverage(network, decay=0.2)
+    start = network.conv.weight.detach().clone()
+    with torch.no_grad():
+        network.conv.weight.add_(1.0)
+    expected = 1.0
+    # (1 + t) / (10 + t) for t = 1 and 2 is 2/11 and 3/12, of which the second is above the limit.
+    for decay in (2 / 11, 0.2, 0.2):
+        average.update(network)
+        expected *= decay
+        assert torch.allclose(network.conv.weight - average.tensors["conv.weight"], torch.full_like(start, expected))

@@ -390,3 +390,17 @@ def test_a_checkpoint_from_before_there_was_freezing_goes_on() -> None:
     resumed.load_state_dict(content)
     events = run(resumed, settings)
     assert [event.occasion for event in events if isinstance(event, FrozenChecked)] == ["start", "end"]
+
+
+def test_a_step_holds_what_is_frozen_whatever_the_mode_of_the_network() -> None:
+    network = make()
+    settings = make_settings(network)
+    state = new_state(network, settings)
+    before = hashes({**dict(network.named_parameters()), **dict(network.named_buffers())})
+    network.train()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    batch = batches_for(network)(0, 0, 0)
+    train_step(state, [batch], settings, loss=Loss(settings.losses, 2), lr=0.1)
+    assert not moved(before, network)
+    assert before

@@ -24,6 +24,7 @@ from dmx.training.events import (
     ValidationEnded,
 )
 from dmx.training.loop import FitResult, fit
+from dmx.training.progress import larger_is_better
 from dmx.training.samples import ValidationResult
 from dmx.training.settings import FitSettings
 from dmx.training.state import TrainState, new_state
@@ -237,3 +238,44 @@ def test_the_world_is_left_as_it_was(network: Network, batches: Batches, setting
     assert seen == [(True, threads + 1)] * 3
     assert (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()) == (False, threads)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_end_of_an_epoch_saves_once(network: Network, batches: Batches, settings: FitSettings) -> None:
+    # Four steps per epoch, of which the second and the fourth are multiples of two.
+    _, events = train(network, batches, saving(settings, every_steps=2))
+    assert names_of(events)[1:3] == [("last",), ("last", "best", "epoch=0")]
+    steps = [event.position.global_step for event in events if isinstance(event, CheckpointDue)]
+    assert steps == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_an_epoch_has_the_rate_of_its_last_step_and_its_checkpoint_the_metrics(
+    network: Network, batches: Batches, settings: FitSettings
+) -> None:
+    _, events = train(network, batches, settings)
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    steps = [event for event in events if isinstance(event, StepEnded)]
+    assert [event.metrics["lr"] for event in epochs] == [steps[n].lr for n in (3, 7, 11)]
+    assert steps[3].lr != steps[2].lr
+    due = [event for event in events if isinstance(event, CheckpointDue)][1:]
+    assert [event.metrics["train/mean_loss"] for event in due] == [
+        event.metrics["train/mean_loss"] for event in epochs
+    ]
+    assert all(0.0 < step.seconds < 60.0 for step in steps)
+    assert all(event.metrics["time/training"] <= event.metrics["time/epoch"] < 60.0 for event in epochs)
+
+
+def test_a_metric_without_a_family_has_a_direction() -> None:
+    assert larger_is_better("dice", CheckpointSection())
+    assert not larger_is_better("loss", CheckpointSection())
+    assert not larger_is_better("val/hd95_mm/lesion", CheckpointSection())
+    assert not larger_is_better("dice", CheckpointSection(best_mode="min"))
+
+
+def test_a_plateau_sees_the_value_itself(network: Network, batches: Batches, settings: FitSettings) -> None:
+    plateau = ScheduleSection(name="plateau", patience=1, divide_by=2.0, min_increase=0.15)
+    settings = replace(settings, schedule=plateau)
+    # 0.1 better each time is too little, 0.2 is enough.
+    state = new_state(network, settings)
+    fit(state, batches, settings, validate=scores([0.1, 0.2, 0.4]))
+    assert state.schedule.divisions == 1
+    assert state.schedule.best == pytest.approx(0.4)

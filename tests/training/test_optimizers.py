@@ -137,3 +137,24 @@ def test_the_state_of_another_training_is_refused() -> None:
         Optimizer(params.items(), OptimizerSection(name="sgd")).load_state_dict(adam.state_dict())
     with pytest.raises(CheckpointError, match="lacks: kernel"):
         Optimizer([("bias", params["bias"])], OptimizerSection(name="adam")).load_state_dict(adam.state_dict())
+
+
+def test_a_factor_of_the_learning_rate_scales_the_weight_decay_too() -> None:
+    section = OptimizerSection(name="adamw", weight_decay=0.5)
+    ours, reference = parameters(), parameters()
+    optimizer = Optimizer(ours.items(), section, kernels=[ours["kernel"]])
+    optimizer.scales = {"kernel": 0.25}
+    groups = [
+        {"params": [reference["kernel"]], "weight_decay": 0.5, "factor": 0.25},
+        {"params": [reference["bias"]], "weight_decay": 0.0, "factor": 1.0},
+    ]
+    torchs = torch.optim.AdamW(groups, 1.0)
+    for step, lr in enumerate(RATES):
+        set_gradients(ours, step)
+        set_gradients(reference, step)
+        for group in torchs.param_groups:
+            group["lr"] = lr * group["factor"]
+        torchs.step()
+        optimizer.step(lr)
+    for name in ours:
+        assert torch.allclose(ours[name], reference[name], atol=1e-6), name

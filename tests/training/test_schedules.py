@@ -85,3 +85,24 @@ def test_plateau_waits_for_a_measurement() -> None:
 def test_only_plateau_looks_at_values() -> None:
     schedule = Schedule(ScheduleSection(name="constant"), lr=0.1, epochs=3, steps_per_epoch=1)
     assert not any(schedule.epoch_ended(epoch, 0.0) for epoch in range(1, 20))
+
+
+def test_a_step_at_the_end_of_the_warmup_follows_the_curve() -> None:
+    # Two steps per epoch and a warm-up of one epoch: the third step is the first of the curve.
+    curve = rates(name="steps", at_epochs=(1,), divide_by=10.0, warmup=1.0, epochs=3, steps=2)
+    assert curve == pytest.approx([0.1 * 1 / 3, 0.1 * 2 / 3, 0.01, 0.01, 0.01, 0.01])
+
+
+def test_an_extended_training_begins_its_curve_anew_or_stretches_it() -> None:
+    anew = rates(name="polynomial", power=1.0, epochs=6, steps=1, begin_epoch=2)
+    assert anew == pytest.approx([0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
+    kept = rates(name="polynomial", power=1.0, epochs=6, steps=1, span_epochs=4)
+    assert kept == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0, 0.0])
+    both = rates(name="polynomial", power=1.0, epochs=6, steps=1, begin_epoch=1, span_epochs=5)
+    assert both == pytest.approx([0.1, 0.1, 0.08, 0.06, 0.04, 0.02])
+
+
+def test_the_wait_of_deepmedic_ends_with_a_third() -> None:
+    assert rates("deepmedic", name="exponential", final_lr=0.1, epochs=3, steps=1) == pytest.approx([0.1] * 3)
+    equal = rates("deepmedic", name="polynomial", wait_epochs=3.0, epochs=4, steps=1, power=1.0)
+    assert equal == pytest.approx([0.1] * 4)

@@ -16,7 +16,7 @@ from dmx.sampling.batch import Batch
 from dmx.training.losses import Loss
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
-from dmx.training.step import StepResult, train_step
+from dmx.training.step import StepResult, run_parts, train_step
 
 Batches = Callable[[int, int, int], Batch]
 
@@ -211,3 +211,21 @@ def test_auxiliary_outputs_are_trained_with_four_tenths_of_their_loss(
     assert result.terms["auxiliary"] == pytest.approx(added, rel=1e-5)
     assert not torch.equal(network.auxiliary.weight, before)
     assert "auxiliary" not in one_step(without_chance(new_network()), [batch], settings).terms
+
+
+def test_each_part_of_a_step_draws_its_own_dropout(
+    new_network: Callable[[], Network], batches: Batches, settings: FitSettings
+) -> None:
+    def losses(count: int, first: int = 0) -> list[float]:
+        network = new_network()
+        network.norm = nn.Identity()
+        state = new_state(network, replace(settings, training=replace(settings.training, accumulate=count)))
+        network.train()
+        loss = Loss(settings.losses, len(settings.classes))
+        parts = run_parts(state, [batches(0, 0, 0)] * count, settings, loss=loss, first=first)
+        return [value["loss"].item() for value in parts.values]
+
+    both = losses(2)
+    assert both[0] != both[1]
+    # A part draws the same wherever it is computed.
+    assert losses(1, first=1) == both[1:]
