@@ -14,7 +14,7 @@ SHORT := --set training.epochs=3 --set training.steps_per_epoch=40
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format ui train resume finetune transfer predict evaluate bench coverage clean
+.PHONY: help setup demo test test-all lint format ui train resume finetune transfer predict evaluate bench coverage mutants clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -78,6 +78,11 @@ $(READY_ALL): $(READY)
 
 test-all: $(READY_ALL)  ## Run the slow tests too (about 40 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -rs -m 'slow or not slow' $(ARGS)
+
+# Mutation testing, which is not part of continuous integration: make mutants ARGS='training --sample 100'
+mutants: $(READY)  ## Change the numerical code a little, many times, and see whether a test fails (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the branch coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered $(ARGS)

@@ -1,8 +1,8 @@
 """Mutation testing of the numerical core: change one operator or number at a time and see whether a test fails.
 
 ``make mutants`` draws a sample of mutants per folder with a fixed seed and runs the tests of that folder that reach the
-changed function. A mutant that no test notices is printed as a diff. Texts are not mutated, and neither are the sentences
-of errors: what counts here are numbers, comparisons, conditions and arguments.
+changed function. A mutant that no test notices is printed as a diff. Numbers, comparisons, conditions and arguments are
+changed, while texts and the sentences of errors are not.
 """
 
 import argparse

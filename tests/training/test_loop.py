@@ -257,9 +257,7 @@ def test_an_epoch_has_the_rate_of_its_last_step_and_its_checkpoint_the_metrics(
     assert [event.metrics["lr"] for event in epochs] == [steps[n].lr for n in (3, 7, 11)]
     assert steps[3].lr != steps[2].lr
     due = [event for event in events if isinstance(event, CheckpointDue)][1:]
-    assert [event.metrics["train/mean_loss"] for event in due] == [
-        event.metrics["train/mean_loss"] for event in epochs
-    ]
+    assert [event.metrics["train/mean_loss"] for event in due] == [event.metrics["train/mean_loss"] for event in epochs]
     assert all(0.0 < step.seconds < 60.0 for step in steps)
     assert all(event.metrics["time/training"] <= event.metrics["time/epoch"] < 60.0 for event in epochs)
 
