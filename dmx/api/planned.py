@@ -13,7 +13,7 @@ from dmx.transfer.apply import TensorReader, apply_plan
 from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.report import layer_action
-from dmx.transfer.values import LayerOutline, TensorPlan, percent
+from dmx.transfer.values import LayerOutline, SourceTensor, TensorPlan
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -51,6 +51,11 @@ class PlannedTransfer:
     def share(self) -> float:
         """Return the share of the parameters that are received, from 0 to 1."""
         return self.plan.share
+
+    @property
+    def unused(self) -> tuple[SourceTensor, ...]:
+        """Return the tensors of the sources that find no place although they were asked for."""
+        return self.plan.unused
 
     def rows(self) -> list[dict[str, str]]:
         """Return a line per tensor of the target, then one per tensor of a source of which nothing is used."""
@@ -103,7 +108,7 @@ class PlannedTransfer:
                 *_table(plan),
                 "",
                 *(line for remark in remarks for line in _wrapped(remark)),
-                f"{plan.received:,} of {plan.parameters:,} parameters received ({percent(plan.share)})",
+                *_wrapped(plan.total),
             ]
         )
 

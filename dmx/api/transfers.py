@@ -39,6 +39,8 @@ def plan_transfer(
     classes_from: Literal["position", "names"] = "position",
     extra: Literal["random", "zero-cross"] = "random",
     match_channels: Literal["name", "position"] = "name",
+    input_channels: Literal["pair", "repeat", "mean"] = "pair",
+    exclude: Sequence[int | str] = (),
     adapt_kernels: bool = False,
     map: Mapping[str, str] | Sequence[Mapping[str, str]] = (),  # noqa: A002  # the word of the experiment's section
     head_name: str | None = None,
@@ -64,6 +66,9 @@ def plan_transfer(
         classes_from: How the rows of a copied head correspond.
         extra: What extra channels of a wider target hold: as initialized, or without influence on the old ones.
         match_channels: How input channels correspond, where both sides name them.
+        input_channels: What the layers that read the scan receive where its channels differ in number: each channel
+            from its counterpart; or the source's again and again, or their mean for each, scaled so that the sum stays.
+        exclude: Depths or names of layers that stay as initialized.
         adapt_kernels: Adapt kernels of another size instead of refusing them.
         map: Explicit rules, source name → target name, ``*`` for any text; with several sources a list of mappings with
             ``source``, ``target`` and ``network``.
@@ -92,6 +97,8 @@ def plan_transfer(
         "classes_from": classes_from,
         "extra": extra,
         "match_channels": match_channels,
+        "channels": input_channels,
+        "exclude": list(exclude),
         "adapt_kernels": adapt_kernels,
         "map": _rules(map),
     }

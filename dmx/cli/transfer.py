@@ -16,21 +16,24 @@ from dmx.errors import ConfigError
 if TYPE_CHECKING:
     from dmx.transfer.plan import TransferPlan
 
-_LAYERS = "--layers"
+_LAYERS, _EXCLUDE = "--layers", "--exclude"
 _LONGEST_DEPTH = 6
+_EXPERIMENTS = (".yaml", ".yml")
 _COLORS = {"copied": "green", "sliced": "cyan", "adapted": "yellow", "initialized": "red"}
 
 
 def join_layers(words: Sequence[str]) -> list[str]:
-    """Let ``--layers 1 2 5`` be one word, ``1,2,5``.
+    """Let ``--layers 1 2 5`` be one word, ``1,2,5``; the list ends with an option or the file of an experiment.
 
     >>> join_layers(["transfer", "x.yaml", "--layers", "1", "2", "5", "--dry-run"])
     ['transfer', 'x.yaml', '--layers', '1,2,5', '--dry-run']
+    >>> join_layers(["transfer", "--exclude", "enc.*", "head", "x.yaml"])
+    ['transfer', '--exclude', 'enc.*,head', 'x.yaml']
     """
     joined: list[str] = []
     for word in words:
-        follows = len(joined) > 1 and joined[-2] == _LAYERS and joined[-1].replace(",", "").isdigit()
-        if follows and word.isdigit():
+        follows = len(joined) > 1 and joined[-2] in (_LAYERS, _EXCLUDE) and not joined[-1].startswith("-")
+        if follows and words[0] == "transfer" and not word.startswith("-") and not word.endswith(_EXPERIMENTS):
             joined[-1] += f",{word}"
         else:
             joined.append(word)
@@ -48,15 +51,29 @@ def transfer(
         typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
     ] = None,
     layers: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            _LAYERS, metavar="1 2 5", help="Depths of the source, or names of its layers; else all but the head."
+            _LAYERS,
+            metavar="1 2 5",
+            help="Depths of the source, or names of its layers; else all but the head. May be repeated.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            _EXCLUDE, metavar="1 2 5", help="Depths or names of layers that stay as initialized. May be repeated."
         ),
     ] = None,
     head: Annotated[str | None, typer.Option("--head", help="initialized or copy.")] = None,
     classes_from: Annotated[str | None, typer.Option("--classes-from", help="position or names.")] = None,
     extra: Annotated[str | None, typer.Option("--extra", help="random or zero-cross, for a wider network.")] = None,
     match_channels: Annotated[str | None, typer.Option("--match-channels", help="name or position.")] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            "--channels", help="pair, or for another number of input channels repeat or mean, scaled to keep the sum."
+        ),
+    ] = None,
     adapt_kernels: Annotated[
         bool, typer.Option("--adapt-kernels", help="Adapt kernels of another size instead of refusing them.")
     ] = False,
@@ -75,11 +92,13 @@ def transfer(
     from dmx.workflows.transfer import transfer as run_transfer
 
     words: dict[str, Any] = {
-        "layers": None if layers is None else _layers(layers),
+        "layers": _layers(layers, _LAYERS) if layers else None,
+        "exclude": _layers(exclude, _EXCLUDE) if exclude else None,
         "head": head,
         "classes_from": classes_from,
         "extra": extra,
         "match_channels": match_channels,
+        "channels": channels,
         "adapt_kernels": adapt_kernels or None,
         "sources": _sources(from_run, from_file, checkpoint),
     }
@@ -100,10 +119,10 @@ def transfer(
     )
 
 
-def _layers(text: str) -> list[int | str]:
-    words = text.replace(",", " ").split()
+def _layers(texts: Sequence[str], option: str) -> list[int | str]:
+    words = [word for text in texts for word in text.replace(",", " ").split()]
     if not words:
-        raise ConfigError("--layers takes depths of the source such as 1 2 5, or names of its layers, got nothing.")
+        raise ConfigError(f"{option} takes depths of the source such as 1 2 5, or names of its layers, got nothing.")
     return [int(word) if word.isdecimal() and len(word) < _LONGEST_DEPTH else word for word in words]
 
 

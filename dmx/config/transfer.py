@@ -58,6 +58,8 @@ class TransferSection:
     layers: tuple[int | str, ...] = ()
     """Depths of the source, from 1, or names of its layers where it has no pathways; empty: every layer but the
     head."""
+    exclude: tuple[int | str, ...] = ()
+    """Depths or names of layers that stay as initialized, with stars."""
     head: Literal["initialized", "copy"] = "initialized"
     """Whether the classification layer is copied."""
     classes_from: Literal["position", "names"] = "position"
@@ -66,6 +68,9 @@ class TransferSection:
     """What extra channels of a wider network hold: as initialized, or without influence on the old ones."""
     match_channels: Literal["name", "position"] = "name"
     """How input channels correspond."""
+    channels: Literal["pair", "repeat", "mean"] = "pair"
+    """What the layers that read the scan receive where its channels differ in number: each channel from its
+    counterpart; or the source's channels again and again, or their mean for each, scaled so that the sum stays."""
     adapt_kernels: bool = False
     """Adapt kernels of another size instead of refusing them."""
     map: tuple[MapSection, ...] = ()

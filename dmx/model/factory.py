@@ -14,6 +14,7 @@ from torch import nn
 from dmx.config.model import ModelSection
 from dmx.config.trust import PYTHON, VARIABLE, is_trusted
 from dmx.errors import CheckpointError, ModelError, suggest
+from dmx.model.meta import sized_by
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
 from dmx.model.weights import drawn_from
 
@@ -53,14 +54,24 @@ def build_factory(section: ModelSection, *, num_channels: int, num_classes: int,
         CheckpointError: The user has not named the factory.
         ModelError: There is no such function, it does not take the arguments, or does not give a module.
     """
-    module = make_module(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
-    return ModuleNetwork(module, section.name, num_channels=num_channels, num_classes=num_classes, head=section.head)
+    module, by_class = make_module(section, num_channels=num_channels, num_classes=num_classes, seed=seed)
+    return ModuleNetwork(
+        module,
+        section.name,
+        num_channels=num_channels,
+        num_classes=num_classes,
+        head=section.head,
+        by_class=by_class,
+    )
 
 
 def make_module(
     section: ModelSection, *, num_channels: int, num_classes: int, seed: int, spatial_dims: int = 3
-) -> nn.Module:
-    """Return what a factory makes, as :func:`build_factory` describes it; for images ``spatial_dims`` is 2."""
+) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
+    """Return what a factory makes, as :func:`build_factory` describes it, and what of it follows the classes.
+
+    For images ``spatial_dims`` is 2.
+    """
     name = section.name
     require_trusted(name)
     with _importing_from(Path.cwd()):
@@ -73,12 +84,13 @@ def make_module(
                 module = factory(**arguments)
         except Exception as error:
             raise ModelError(f"'{name}' cannot build its network from model.arguments: {_told(error)}.") from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"'{name}' must return a torch.nn.Module, got {type(module).__name__}.")
-    return module
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"'{name}' must return a torch.nn.Module, got {type(module).__name__}.")
+        out = next(key for key in _OUT_NAMES if key in arguments)
+        return module, sized_by(module, lambda count: factory(**{**arguments, out: count}), num_classes)
 
 
-def out_name(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+def out_name(parameters: Mapping[str, object]) -> str | None:
     """Return the name under which the number of classes is taken."""
     return next((name for name in _OUT_NAMES if name in parameters), None)
 

@@ -1,6 +1,6 @@
 """Names for the layers of a network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,13 +33,14 @@ class LayerGroup:
     parameters: Mapping[str, nn.Parameter]
 
 
-def module_groups(network: nn.Module, *, head: str) -> tuple[LayerGroup, ...]:
+def module_groups(network: nn.Module, *, heads: Sequence[str]) -> tuple[LayerGroup, ...]:
     """Return one group for each module that owns parameters, in the order in which they were registered.
 
     Args:
         network: The network.
-        head: Name of the module that gives the scores; what lies in it belongs to the head.
+        heads: Names of the modules that give scores; what lies in them belongs to the head.
     """
+    within = tuple(f"{head}." for head in heads)
     groups: list[LayerGroup] = []
     seen: set[int] = set()
     for name, module in network.named_modules():
@@ -49,7 +50,7 @@ def module_groups(network: nn.Module, *, head: str) -> tuple[LayerGroup, ...]:
         if not own:
             continue
         position = len(groups) + 1
-        is_head = f"{name}.".startswith(f"{head}.")
+        is_head = f"{name}.".startswith(within)
         groups.append(LayerGroup("network", position, position, name, (module,), is_head, own))
     return tuple(groups)
 

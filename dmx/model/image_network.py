@@ -13,7 +13,7 @@ from dmx.errors import ModelError, suggest
 from dmx.model.alexnet import ALIASES, AlexNet
 from dmx.model.factory import make_module
 from dmx.model.groups import LayerGroup, kernel_weights, module_groups
-from dmx.model.module import find_head, first_sentence, missing_package
+from dmx.model.module import find_heads, first_sentence, missing_package
 from dmx.model.network import TrainableNetwork
 from dmx.model.weights import drawn_from
 
@@ -44,12 +44,13 @@ class ImageNetwork(TrainableNetwork):
         num_classes: Scores per image: classes, or targets of a regression.
         head: Name of the module that gives the scores, or None for the last kernel.
         aliases: Short name → name of a module of ``network``.
+        by_class: Tensors whose size follows the number of scores, each with the axes that do; empty: not known.
 
     Raises:
         ModelError: It has no kernels, or no module of the head's name.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a module does not say of itself
         self,
         network: nn.Module,
         name: str,
@@ -58,13 +59,15 @@ class ImageNetwork(TrainableNetwork):
         num_classes: int,
         head: str | None = None,
         aliases: Mapping[str, str] | None = None,
+        by_class: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.name = name
         self.num_channels = num_channels
         self.num_classes = num_classes
-        self.head_name = find_head(network, name, head)
+        self.heads = find_heads(network, name, head, by_class or {})
+        self.class_axes = {f"{_PREFIX}{tensor}": axes for tensor, axes in (by_class or {}).items()}
         self.aliases = {short: f"{_PREFIX}{module}" for short, module in (aliases or {}).items()}
 
     def forward(self, patches: Sequence[Tensor]) -> Tensor:
@@ -91,7 +94,7 @@ class ImageNetwork(TrainableNetwork):
 
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return one group for each module that owns parameters, in the order in which they were registered."""
-        return module_groups(self, head=f"{_PREFIX}{self.head_name}".rstrip("."))
+        return module_groups(self, heads=[f"{_PREFIX}{head}".rstrip(".") for head in self.heads])
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of convolutions and linear layers."""
@@ -134,8 +137,17 @@ def build_image_network(
         CheckpointError: The settings name a function that the user has not named.
     """
     if ":" in section.name:
-        made = make_module(section, num_channels=num_channels, num_classes=num_outputs, seed=seed, spatial_dims=2)
-        return ImageNetwork(made, section.name, num_channels=num_channels, num_classes=num_outputs, head=section.head)
+        made, by_class = make_module(
+            section, num_channels=num_channels, num_classes=num_outputs, seed=seed, spatial_dims=2
+        )
+        return ImageNetwork(
+            made,
+            section.name,
+            num_channels=num_channels,
+            num_classes=num_outputs,
+            head=section.head,
+            by_class=by_class,
+        )
     if section.name not in IMAGE_NETWORKS:
         raise ModelError(
             f"model.name must be {', '.join(IMAGE_NETWORKS)}, {ENCODER_CLASSIFIER} (for volumes) or a function of your "

@@ -1,7 +1,7 @@
 """Any module of torch as a network: one patch in, class scores for all of it out."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from dmx.model.groups import LayerGroup, kernel_weights, module_groups, named_ke
 from dmx.model.meta import meta_call, meta_state, mode
 from dmx.model.network import Network
 from dmx.model.spec import size_text
+from dmx.transfer.layout import score_layers
 
 _LONGEST_REASON = 120
 
@@ -31,6 +32,8 @@ class ModuleNetwork(Network):
         num_channels: Channels of its input.
         num_classes: Channels of its output.
         head: Name of the module that gives the class scores, or None for the last kernel.
+        by_class: The module's tensors whose size follows the number of classes, each with the axes that do: their
+            layers are the head, too. Empty where it is not known; then convolutions like the last kernel are.
 
     Raises:
         ModelError: It has no kernels, layers whose size is not known yet, or no module of the head's name.
@@ -39,7 +42,14 @@ class ModuleNetwork(Network):
     how_to_install: ClassVar[str] = "Install it."
 
     def __init__(
-        self, network: nn.Module, name: str, *, num_channels: int, num_classes: int, head: str | None = None
+        self,
+        network: nn.Module,
+        name: str,
+        *,
+        num_channels: int,
+        num_classes: int,
+        head: str | None = None,
+        by_class: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
         if any(is_lazy(value) for value in (*network.parameters(), *network.buffers())):
@@ -51,7 +61,8 @@ class ModuleNetwork(Network):
         self.name = name
         self.num_channels = num_channels
         self.num_classes = num_classes
-        self.head_name = find_head(network, name, head)
+        self.heads = find_heads(network, name, head, by_class or {})
+        self.class_axes = {f"network.{tensor}": axes for tensor, axes in (by_class or {}).items()}
         self._refusals: dict[Triple, str | None] = {}
 
     def forward(self, patches: Sequence[Tensor]) -> Tensor:
@@ -93,7 +104,12 @@ class ModuleNetwork(Network):
 
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return one group for each module that owns parameters, in the order in which they were registered."""
-        return module_groups(self, head=f"network.{self.head_name}".rstrip("."))
+        return module_groups(self, heads=[f"network.{head}".rstrip(".") for head in self.heads])
+
+    @property
+    def head_name(self) -> str:
+        """Name of the module that gives the final scores."""
+        return self.heads[0]
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of convolutions and linear layers."""
@@ -169,11 +185,31 @@ def _require_kernels(module: nn.Module, name: str) -> list[tuple[str, _ConvNd | 
     return kernels
 
 
-def find_head(network: nn.Module, name: str, head: str | None) -> str:
-    """Return the name of the module that gives the class scores."""
-    last, _ = _require_kernels(network, name)[-1]
-    if head is None:
-        return last
+def find_heads(
+    network: nn.Module, name: str, head: str | None, by_class: Mapping[str, tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Return the names of the modules whose size follows the number of classes, first the one with the final scores.
+
+    Args:
+        network: The network.
+        name: What messages call it.
+        head: Name of the module with the final scores; None: the last kernel of those that are sized by classes.
+        by_class: Tensors whose size follows the number of classes; empty: not known.
+
+    Raises:
+        ModelError: It has no kernels, or no module of the head's name.
+    """
+    kernels = [key for key, _ in _require_kernels(network, name)]
+    first = dict(network.named_modules())
+    sized = list(dict.fromkeys(owner for tensor in by_class if (owner := tensor.rpartition(".")[0]) in first))
+    last = next((key for key in reversed(kernels) if key in sized), kernels[-1])
+    main = last if head is None else _named_head(network, name, head, last)
+    if not sized:
+        sized = list(score_layers({key: tuple(value.shape) for key, value in network.named_parameters()}, main))
+    return tuple(dict.fromkeys([main, *(key for key in sized if not f"{key}.".startswith(f"{main}."))]))
+
+
+def _named_head(network: nn.Module, name: str, head: str, last: str) -> str:
     modules = [key for key, module in network.named_modules() if key and any(True for _ in module.parameters())]
     head = head.removeprefix("network.")
     if head not in modules:

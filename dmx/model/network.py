@@ -20,6 +20,7 @@ class TrainableNetwork(nn.Module, ABC):
         compatibility: ``deepmedic`` for a network that computes what DeepMedic v0.8.4 does.
         aliases: Other names under which modules may be named in settings: short name → name of the module.
         example_shape: Size of an image or volume that the network can take; a segmentation network has a plan instead.
+        class_axes: Tensors whose size follows the number of classes, each with the axes that do, as far as it is known.
         auxiliary_weight: Weight of the loss of each auxiliary output that :meth:`outputs` gives in training.
     """
 
@@ -27,6 +28,7 @@ class TrainableNetwork(nn.Module, ABC):
     num_classes: int
     compatibility: Literal["none", "deepmedic"] = "none"
     aliases: Mapping[str, str] = {}
+    class_axes: Mapping[str, tuple[int, ...]] = {}
     example_shape: ClassVar[tuple[int, ...]] = (224, 224)
     auxiliary_weight: ClassVar[float] = 0.4
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dmx.config.model import ModelSection
 from dmx.errors import ModelError, suggest
 from dmx.geometry import SegmentPlan, Triple
+from dmx.model.meta import sized_by
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
 from dmx.model.weights import drawn_from
 
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
 """Networks of the package ``dynamic_network_architectures`` that nnU-Net trains, in 3D."""
 
-_HEADS = "decoder.seg_layers"
 _FILLED = ("input_channels", "num_classes", "conv_op", "deep_supervision")
 
 # Plans name classes as text. Nothing is imported by such a name: these are the names that are known.
@@ -41,9 +41,19 @@ class NnUNet(ModuleNetwork):
 
     how_to_install = "Run: pip install --no-deps dynamic-network-architectures."
 
-    def __init__(self, network: nn.Module, name: str, *, num_channels: int, num_classes: int, head: str | None) -> None:
-        head = head or _HEADS
-        super().__init__(network, name, num_channels=num_channels, num_classes=num_classes, head=head)
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        *,
+        num_channels: int,
+        num_classes: int,
+        head: str | None = None,
+        by_class: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        super().__init__(
+            network, name, num_channels=num_channels, num_classes=num_classes, head=head, by_class=by_class
+        )
         self.register_state_dict_post_hook(_drop_aliases)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_fill_aliases)  # type: ignore[no-untyped-call]
 
@@ -69,21 +79,29 @@ def build_nnunet(section: ModelSection, *, num_channels: int, num_classes: int, 
         raise missing_package(section.name, error, advice=NnUNet.how_to_install) from error
     network_class = getattr(unet, section.name)
     arguments = _arguments(network_class, section.arguments)
+
+    def make(count: int) -> nn.Module:
+        made: nn.Module = network_class(
+            input_channels=num_channels, num_classes=count, conv_op=nn.Conv3d, deep_supervision=False, **arguments
+        )
+        return made
+
     try:
         with drawn_from(seed, "nnunet"):
-            network: nn.Module = network_class(
-                input_channels=num_channels,
-                num_classes=num_classes,
-                conv_op=nn.Conv3d,
-                deep_supervision=False,
-                **arguments,
-            )
+            network = make(num_classes)
             network.apply(network_class.initialize)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, AttributeError) as error:
         raise ModelError(
             f"Network {section.name} cannot be built from model.arguments: {first_sentence(error)}."
         ) from error
-    return NnUNet(network, section.name, num_channels=num_channels, num_classes=num_classes, head=section.head)
+    return NnUNet(
+        network,
+        section.name,
+        num_channels=num_channels,
+        num_classes=num_classes,
+        head=section.head,
+        by_class=sized_by(network, make, num_classes),
+    )
 
 
 def _arguments(network_class: type[nn.Module], given: Mapping[str, Any]) -> dict[str, Any]:

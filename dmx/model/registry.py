@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dmx.config.model import ModelSection
 from dmx.errors import ModelError, suggest
 from dmx.model.factory import call_arguments, out_name
+from dmx.model.meta import sized_by
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
 from dmx.model.nnunet import NETWORKS
 from dmx.model.weights import drawn_from
@@ -15,8 +16,8 @@ from dmx.model.weights import drawn_from
 # These give their scales from coarse to fine; all others begin with the final one.
 _FINAL_LAST = ("BasicUNetPlusPlus",)
 
-# Networks that register other outputs (deep supervision, reconstruction) after the head.
-_HEADS = {"DynUNet": "output_block", "MedNeXt": "out_0", "SegResNetVAE": "conv_final.2"}
+# Networks that register other outputs of classes (deep supervision) after the final one.
+_FINAL = {"DynUNet": "output_block", "MedNeXt": "out_0"}
 
 
 class MonaiNetwork(ModuleNetwork):
@@ -73,5 +74,7 @@ def build_monai(section: ModelSection, *, num_channels: int, num_classes: int, s
             f"Network {section.name} cannot be built from model.arguments: {first_sentence(error)}."
         ) from error
     name = network_class.__name__
-    head = section.head or _HEADS.get(name)
-    return MonaiNetwork(network, name, num_channels=num_channels, num_classes=num_classes, head=head)
+    head = section.head or _FINAL.get(name)
+    out = out_name(arguments)
+    by_class = sized_by(network, lambda count: network_class(**{**arguments, str(out): count}), num_classes)
+    return MonaiNetwork(network, name, num_channels=num_channels, num_classes=num_classes, head=head, by_class=by_class)

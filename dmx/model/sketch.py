@@ -1,6 +1,6 @@
 """What a network says of itself to a transfer: names, shapes, how layers are joined."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmx.config.model import ModelSection
 from dmx.geometry import triple
+from dmx.model.axes import meanings
 from dmx.model.blocks import Block
 from dmx.model.build import build_network
 from dmx.model.classifier import build_classifier
@@ -21,7 +22,7 @@ from dmx.model.norms import Compatibility, RollingBatchNorm
 from dmx.model.spec import NetworkSpec, resolve, size_text
 from dmx.model.volume_classifier import PathwayClassifier
 from dmx.transfer.describe import NetworkSketch, Setting, TensorInfo
-from dmx.transfer.layout import module_layers, pathway_layers
+from dmx.transfer.layout import module_layers, pathway_layers, score_layers
 
 
 def sketch_network(
@@ -40,7 +41,8 @@ def sketch_network(
     if isinstance(network, PathwayClassifier):
         return _sketch_pathways(network, name=name, channels=channels, classes=classes)
     heads = [group.name for group in network.layer_groups() if group.is_head]
-    layers = module_layers(_infos(network), heads=heads, scan_readers=_scan_readers(network))
+    infos = _infos(network, getattr(network, "class_axes", {}))
+    layers = module_layers(infos, heads=heads, scan_readers=_scan_readers(network))
     return NetworkSketch(name, layers, (), tuple(channels), tuple(classes), aliases=network.aliases)
 
 
@@ -92,11 +94,11 @@ def sketch_module(
     Args:
         module: The network.
         name: What messages and the plan call it.
-        head: Name of the module that gives the class scores; None: the last kernel.
+        head: Name of the module that gives the class scores; None: the last kernel, and those like it.
         channels: Names of the input channels, if they are known.
         classes: Names of the classes, if they are known.
     """
-    layers = module_layers(_infos(module), heads=[head] if head else ())
+    layers = module_layers(_infos(module), heads=score_layers(_shapes(module), head))
     return NetworkSketch(name, layers, (), tuple(channels), tuple(classes))
 
 
@@ -124,11 +126,22 @@ def _scan_readers(network: TrainableNetwork) -> set[str]:
     return found
 
 
-def _infos(module: nn.Module) -> list[TensorInfo]:
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _infos(module: nn.Module, by_class: Mapping[str, tuple[int, ...]] | None = None) -> list[TensorInfo]:
     """Return the entries of the state dict; a parameter with two names counts once."""
-    learned = {name for name, _ in module.named_parameters()}
+    learned, known = _shapes(module), meanings(module)
     return [
-        TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), name in learned)
+        TensorInfo(
+            name,
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+            name in learned,
+            known.get(name),
+            (by_class or {}).get(name, ()),
+        )
         for name, tensor in module.state_dict().items()
     ]
 

@@ -155,7 +155,7 @@ class FeatureClassifier(TrainableNetwork):
 
     def layer_groups(self) -> tuple[LayerGroup, ...]:
         """Return one group for each module that owns parameters, in the order in which they were registered."""
-        return module_groups(self, head=_HEAD)
+        return module_groups(self, heads=[_HEAD])
 
     def kernel_parameters(self) -> list[nn.Parameter]:
         """Return the weights of convolutions and linear layers."""

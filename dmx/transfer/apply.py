@@ -5,9 +5,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dmx.errors import TransferError
 from dmx.transfer.kernels import KernelStep, kernel_steps
+from dmx.transfer.places import MODES
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.tensors import (
     RING_FULL,
@@ -17,7 +19,7 @@ from dmx.transfer.tensors import (
     WRITTEN_MEAN,
     WRITTEN_REFILLED,
 )
-from dmx.transfer.values import TensorPlan
+from dmx.transfer.values import AxisRule, TensorPlan
 
 # A kernel's first axes are its channels out and in.
 _CHANNEL_AXES = 2
@@ -90,6 +92,10 @@ def _indices(runs: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
 
 def _adapt(entry: TensorPlan, source: Tensor, reader: TensorReader) -> Tensor:
     """Return the source's values with the axes of the target, its channels not yet chosen."""
+    for rule in entry.axis_rules:
+        source = _interpolated(source, rule) if rule.kind == "places" else _for_channels(source, rule)
+    if any(rule.kind == "places" for rule in entry.axis_rules):
+        return source
     if entry.rule in {ROWS_MEAN, ROWS_REFILLED}:
         source = source.mean(0)
     elif entry.rule in {WRITTEN_MEAN, WRITTEN_REFILLED}:
@@ -101,6 +107,26 @@ def _adapt(entry: TensorPlan, source: Tensor, reader: TensorReader) -> Tensor:
     if entry.rule in {ROWS_FILLED, ROWS_REFILLED, WRITTEN_REFILLED}:
         source = source.expand(entry.shape[0], -1)
     return source
+
+
+def _interpolated(table: Tensor, rule: AxisRule) -> Tensor:
+    """Return a table for another grid; places are the middles of equal cells, as where the rule was published."""
+    rows = table.movedim(rule.axis, -1)
+    others, lead = rows.shape[:-1], rows[..., : rule.lead]
+    grid = rows[..., rule.lead :].reshape(1, -1, *rule.source).float()
+    made = functional.interpolate(grid, size=rule.target, mode=MODES[len(rule.target)], align_corners=False)
+    made = made.reshape(*others, -1).to(table.dtype)
+    return torch.cat([lead, made], dim=-1).movedim(-1, rule.axis)
+
+
+def _for_channels(tensor: Tensor, rule: AxisRule) -> Tensor:
+    """Return a tensor for another number of input channels; a kernel (not a norm) is scaled to keep the sum."""
+    (theirs,), (ours,) = rule.source, rule.target
+    if rule.kind == "mean":
+        tensor = tensor.mean(rule.axis, keepdim=True)
+    chosen = torch.arange(ours, device=tensor.device) % tensor.shape[rule.axis]
+    repeated = tensor.index_select(rule.axis, chosen)
+    return repeated * (theirs / ours) if rule.scaled else repeated
 
 
 def _step(kernel: Tensor, step: KernelStep, axis: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Which channel of a source layer becomes which of its counterpart: by origin, along concatenations and sums."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,8 +35,40 @@ def prefix(source: int, target: int) -> ChannelMap:
 
 
 def by_name(source: Sequence[str], target: Sequence[str]) -> ChannelMap:
-    """Return the channels (or classes) that both sides name."""
-    return {index: target.index(name) for index, name in enumerate(source) if name in target}
+    """Return the channels (or classes) that both sides name; case, blanks and punctuation make no difference.
+
+    >>> by_name(["T1 w", "FLAIR"], ["flair", "t1w", "t2"])
+    {0: 1, 1: 0}
+    """
+    exact = {index: target.index(name) for index, name in enumerate(source) if name in target}
+    theirs = _alike({index: name for index, name in enumerate(source) if index not in exact})
+    ours = _alike({index: name for index, name in enumerate(target) if index not in exact.values()})
+    return dict(sorted({**exact, **{theirs[key]: ours[key] for key in theirs if key in ours}}.items()))
+
+
+def _alike(names: Mapping[int, str]) -> dict[str, int]:
+    """Return index by what is left of a name without case, blanks and punctuation, where no other name leaves that."""
+    keys = {index: re.sub(r"[\W_]+", "", name.casefold()) for index, name in names.items()}
+    return {key: index for index, key in keys.items() if key and list(keys.values()).count(key) == 1}
+
+
+def by_name_or_place(source: Sequence[str], target: Sequence[str]) -> ChannelMap:
+    """Return what both sides name, and of equally many the others in their order.
+
+    >>> by_name_or_place(["t1", "flair"], ["FLAIR", "t2"])
+    {0: 1, 1: 0}
+    """
+    named = by_name(source, target)
+    if len(source) != len(target):
+        return named
+    left = iter(index for index in range(len(target)) if index not in named.values())
+    return {index: named[index] if index in named else next(left) for index in range(len(source))}
+
+
+def scan_channels(source: Sequence[str], target: Sequence[str]) -> ChannelMap:
+    """Return which channels of the scan correspond: those that both name; in order if there is none and as many."""
+    named = by_name(source, target)
+    return named if named or len(source) != len(target) else prefix(len(source), len(target))
 
 
 @dataclass
@@ -72,8 +105,13 @@ class ChannelMaps:
 
     def scan(self, network: NetworkSketch) -> ChannelMap:
         """Return the map of the input channels, by name where both sides name them."""
-        if self.options.match_channels == "name" and network.channels and self.target.channels:
-            return by_name(network.channels, self.target.channels)
+        if (
+            self.options.channels == "pair"
+            and self.options.match_channels == "name"
+            and network.channels
+            and self.target.channels
+        ):
+            return scan_channels(network.channels, self.target.channels)
         return prefix(network.num_channels, self.target.num_channels)
 
     def added(self, pair: LayerPair) -> tuple[int, int]:
@@ -120,9 +158,10 @@ class ChannelMaps:
 
     def _classes(self, pair: LayerPair) -> ChannelMap:
         theirs, ours = pair.network.classes, self.target.classes
-        reordered = len(theirs) == len(ours) and set(theirs) == set(ours)
+        named = by_name(theirs, ours)
+        reordered = len(theirs) == len(ours) == len(named)
         if theirs and ours and (self.options.classes_from == "names" or reordered):
-            return by_name(theirs, ours)
+            return named
         return prefix(pair.source.out_channels, pair.target.out_channels)
 
     def _along_sum(self, pair: LayerPair, fallback: ChannelMap) -> ChannelMap:

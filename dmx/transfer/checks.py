@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from dmx.errors import TransferError
 from dmx.transfer.channels import ChannelMaps
-from dmx.transfer.describe import LayerSketch, NetworkSketch
+from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.exactness import mixes_channels
 from dmx.transfer.match import LayerPair
-from dmx.transfer.names import NamedTensor
 from dmx.transfer.options import TransferOptions
+from dmx.transfer.prefixes import NamedTensor
 
 
 def check_sources(sources: Sequence[NetworkSketch], options: TransferOptions) -> None:
@@ -21,6 +21,11 @@ def check_sources(sources: Sequence[NetworkSketch], options: TransferOptions) ->
     if not names or len(set(names)) < len(names):
         got = f"twice '{max(names, key=names.count)}'" if names else "none"
         raise TransferError(f"A transfer needs one source, or several of different names, got {got}.")
+    if options.extra == "zero-cross" and options.channels != "pair":
+        raise TransferError(
+            f"--extra zero-cross keeps what the source computes, and --channels {options.channels} changes what it "
+            "reads. Leave one of them out."
+        )
     if len(names) > 1 and options.layers:
         raise TransferError(
             f"--layers counts the depths of one source, got {len(names)} sources: {', '.join(names)}. "
@@ -45,9 +50,15 @@ def check_head_received(received: bool, options: TransferOptions) -> None:
 
 
 def check_head(
-    layer: LayerSketch, network: NetworkSketch, source: LayerSketch, *, target: NetworkSketch, options: TransferOptions
+    counts: tuple[int, int], network: NetworkSketch, *, target: NetworkSketch, options: TransferOptions
 ) -> None:
     """Check that the rows of a head correspond.
+
+    Args:
+        counts: Rows in the source and in the target.
+        network: The source.
+        target: The target.
+        options: What was asked for.
 
     Raises:
         TransferError: The class counts differ, or names are asked for and not known, or none is in common.
@@ -64,11 +75,10 @@ def check_head(
                 f"--classes-from names finds no class that both sides know: {', '.join(network.classes)} in "
                 f"{network.name}, {', '.join(target.classes)} in {target.name}. Leave the head as initialized."
             )
-    elif layer.out_channels != source.out_channels:
+    elif counts[0] != counts[1]:
         raise TransferError(
-            f"The head of {network.name} gives {source.out_channels} classes, that of {target.name} "
-            f"{layer.out_channels}. Use --classes-from names to copy the classes that both sides know, or leave the "
-            "head as initialized."
+            f"The head of {network.name} gives {counts[0]} classes, that of {target.name} {counts[1]}. Use "
+            "--classes-from names to copy the classes that both sides know, or leave the head as initialized."
         )
 
 
@@ -76,7 +86,7 @@ def kernel_error(mismatches: Sequence[str]) -> TransferError:
     """Return one error that lists every layer whose kernel differs."""
     return TransferError(
         f"Kernels must have the same size in both networks: {'; '.join(mismatches)}. Use --adapt-kernels to collapse, "
-        "grow or inflate them, or leave these layers out with --layers."
+        "grow or inflate them, or leave these layers out with --exclude."
     )
 
 

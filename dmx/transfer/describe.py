@@ -5,9 +5,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# What an axis of a tensor follows: the channels that a layer gives or gets, taps of a kernel, rows of a ring buffer.
-Axis = Literal["out", "in", "kernel", "row"]
+# What an axis of a tensor follows: the channels that a layer gives or gets, taps of a kernel, rows of a ring buffer,
+# places of a grid; or nothing that may differ between two networks.
+Axis = Literal["out", "in", "kernel", "row", "place", "fixed"]
 Setting = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the type of a module says about one of its tensors.
+
+    Attributes:
+        axes: What each of its axes follows.
+        blocks: Equal parts of its channels out: 3 where query, key and value are one kernel.
+        grid: Places per axis of space along an axis ``place``; empty: not known, a square or cube where that fits.
+        lead: Entries before those of the grid, such as a class token's.
+        computed: Whether the network computes it from its own sizes, so that another network's has no place in it.
+    """
+
+    axes: tuple[Axis, ...]
+    blocks: int = 1
+    grid: tuple[int, ...] = ()
+    lead: int = 0
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,6 +41,8 @@ class TensorSketch:
         part: Its name within the layer, e.g. ``conv.weight``.
         learned: Whether it is a parameter; a buffer otherwise.
         dtype: Its type, e.g. ``float32``.
+        meaning: What its module says about it; None: only names and shapes are known.
+        by_class: Axes whose size follows the number of classes.
     """
 
     name: str
@@ -29,6 +51,8 @@ class TensorSketch:
     part: str
     learned: bool = True
     dtype: str = "float32"
+    meaning: Meaning | None = None
+    by_class: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -134,9 +158,20 @@ class NetworkSketch:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A line of a file's table of contents, or of a state dict."""
+    """A line of a file's table of contents, or of a state dict.
+
+    Attributes:
+        name: Name of the tensor.
+        shape: Its size.
+        dtype: Its type, e.g. ``float32``.
+        learned: Whether it is a parameter; a buffer otherwise.
+        meaning: What its module says about it; None: nothing but this line is known.
+        by_class: Axes whose size follows the number of classes.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     learned: bool = True
+    meaning: Meaning | None = None
+    by_class: tuple[int, ...] = ()

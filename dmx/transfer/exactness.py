@@ -113,7 +113,7 @@ def _kept(plan: TensorPlan) -> bool:
     """Return whether a tensor does in the target what it did in the source."""
     if plan.name.endswith(".num_batches_tracked"):
         return True
-    return plan.action != "initialized" and plan.exact and not plan.rule.startswith("kernel")
+    return plan.action != "initialized" and plan.exact and not plan.axis_rules and not plan.rule.startswith("kernel")
 
 
 def _inputs_kept(pair: LayerPair, plans: Mapping[str, TensorPlan]) -> bool:

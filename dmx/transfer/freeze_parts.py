@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dmx.config.freeze import ALL_BUT_HEAD
 from dmx.errors import ConfigError, suggest
 from dmx.transfer.aliases import known_as
+from dmx.transfer.layout import score_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,7 +86,7 @@ def network_parts(model: "nn.Module", *, head: str | None = None) -> NetworkPart
         model: The network; one of dmx says itself what its layers are, in any other each module that owns parameters
             is a layer.
         head: Module that gives the class scores, where the network does not say it; ``None``: the last one that owns a
-            parameter with two axes or more.
+            parameter with two axes or more. Auxiliary outputs like it are the head, too.
     """
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     modules = {
@@ -114,15 +115,12 @@ def _grouped(groups: Sequence[Any]) -> tuple[PartLayer, ...]:
 
 def _plain_layers(model: "nn.Module", head: str | None) -> tuple[PartLayer, ...]:
     own: dict[str, list[str]] = {}
-    kernels = []
-    for name, parameter in model.named_parameters():
-        module = name.rpartition(".")[0]
-        own.setdefault(module, []).append(name)
-        if parameter.dim() > 1:
-            kernels.append(module)
-    last = kernels[-1] if head is None and kernels else head
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in shapes:
+        own.setdefault(name.rpartition(".")[0], []).append(name)
+    heads = tuple(f"{found}." for found in score_layers(shapes, head))
     return tuple(
-        PartLayer("network", position, name, f"{name}.".startswith(f"{last}."), tuple(names))
+        PartLayer("network", position, name, f"{name}.".startswith(heads), tuple(names))
         for position, (name, names) in enumerate(own.items(), start=1)
     )
 

@@ -143,14 +143,13 @@ def module_layers(
 
     Args:
         tensors: Names and shapes, in the order of the state dict.
-        heads: Names of the modules that give the class scores, their parts included; empty: the last kernel.
+        heads: Names of the modules that give the class scores, their parts included; empty: those that look like it.
         scan_readers: Layers that are known to read the scan itself.
     """
     grouped: dict[str, list[TensorInfo]] = {}
     for info in tensors:
         grouped.setdefault(info.name.rpartition(".")[0], []).append(info)
-    kernels = [name for name, own in grouped.items() if any(len(info.shape) > 1 and info.learned for info in own)]
-    heads = tuple(f"{head}." for head in heads or kernels[-1:])
+    heads = tuple(f"{head}." for head in heads or score_layers({i.name: i.shape for i in tensors if i.learned}))
     layers = []
     count = 0
     for name, own in grouped.items():
@@ -158,28 +157,61 @@ def module_layers(
         count += counted
         sketches = tuple(
             TensorSketch(
-                info.name, info.shape, _module_axes(info), info.name.rpartition(".")[2], info.learned, info.dtype
+                info.name,
+                info.shape,
+                _module_axes(info),
+                info.name.rpartition(".")[2],
+                info.learned,
+                info.dtype,
+                info.meaning,
+                info.by_class,
             )
             for info in own
         )
         main = max(sketches, key=lambda tensor: len(tensor.shape))
+        sizes = dict(zip(main.axes, main.shape, strict=True))
         layers.append(
             LayerSketch(
                 name=name,
                 pathway="network",
                 position=count if counted else 0,
                 depth=count if counted else 0,
-                is_head=f"{name}.".startswith(heads),
+                is_head=f"{name}.".startswith(heads) or any(info.by_class for info in own),
                 tensors=sketches,
-                in_channels=main.shape[1] if len(main.shape) > 1 else 0,
-                out_channels=main.shape[0] if main.shape else 0,
+                in_channels=sizes.get("in", 0),
+                out_channels=sizes.get("out", 0),
                 reads=() if name in scan_readers else None,
             )
         )
     return tuple(layers)
 
 
+def score_layers(parameters: Mapping[str, Sequence[int]], head: str | None = None) -> tuple[str, ...]:
+    """Return the modules that probably give class scores, where nothing but names and shapes is known.
+
+    They are the last kernel and, as auxiliary outputs of deep supervision have it, all convolutions of one voxel that
+    give as many channels, from more.
+
+    Args:
+        parameters: Shapes by name, in their order.
+        head: Name of the module that is known to give the scores; None: the last kernel.
+    """
+    kernels = {name.rpartition(".")[0]: tuple(shape) for name, shape in parameters.items() if len(shape) > 1}
+    last = next((name for name in reversed(kernels) if head is None or f"{name}.".startswith(f"{head}.")), None)
+    if last is None:
+        return () if head is None else (head,)
+    like = kernels[last]
+    alike = [
+        name
+        for name, shape in kernels.items()
+        if len(shape) == len(like) > 2 and shape[1] > shape[0] == like[0] > 1 and set(shape[2:]) == {1}
+    ]
+    return tuple(dict.fromkeys([*alike, head or last]))
+
+
 def _module_axes(info: TensorInfo) -> tuple[Axis, ...]:
+    if info.meaning is not None:
+        return info.meaning.axes
     taps: list[Axis] = ["kernel"] * (len(info.shape) - 2)
     axes: tuple[Axis, ...] = ("out", "in", *taps)
     return axes[: len(info.shape)]

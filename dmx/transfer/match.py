@@ -1,7 +1,8 @@
 """Which layer of a source belongs to which layer of the target, where both have pathways."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from dmx.errors import TransferError, suggest
 from dmx.transfer.describe import LayerSketch, NetworkSketch
@@ -25,10 +26,12 @@ class Pairing:
     Attributes:
         counterparts: By target layer; transferred or not.
         selected: Target layers that receive.
+        excluded: Target layers that would receive something if they were not excluded.
     """
 
     counterparts: dict[str, LayerPair]
     selected: frozenset[str]
+    excluded: frozenset[str] = frozenset()
 
 
 def pathway_pairs(source: NetworkSketch, target: NetworkSketch) -> tuple[tuple[str, str], ...]:
@@ -51,18 +54,47 @@ def pair_layers(sources: Sequence[NetworkSketch], target: NetworkSketch, options
                 f"Rules must say what comes from which of {len(sources)} sources, got none. "
                 "Write a map, e.g. 'normal.*' of one and 'fc.*' of another."
             )
-        return Pairing(ruled, frozenset(ruled))
+        excluded = set().union(*(_excluded(ruled, network, target, options.exclude) for network in sources))
+        return Pairing(ruled, frozenset(ruled.keys() - excluded), frozenset(excluded))
     source = sources[0]
     default = _same_places(source, target)
     counterparts = {**default, **ruled}
+    excluded = _excluded(counterparts, source, target, options.exclude)
     if options.layers:
-        chosen = _by_depth(source, target, options.layers)
+        chosen = _by_depth(source, target, options.layers, default)
     else:
         chosen = {name for name, pair in default.items() if not pair.target.is_head}
-        _require_depth(source, target, without=set(ruled))
+        _require_depth(source, target, without=set(ruled) | excluded)
     if options.head == "copy" and target.head is not None and target.head.name in counterparts:
         chosen.add(target.head.name)
-    return Pairing(counterparts, frozenset(chosen | set(ruled)))
+    return Pairing(counterparts, frozenset((chosen | set(ruled)) - excluded), frozenset(excluded))
+
+
+def _excluded(
+    counterparts: Mapping[str, LayerPair], source: NetworkSketch, target: NetworkSketch, excluded: Sequence[int | str]
+) -> set[str]:
+    """Return the layers of the target that are excluded, themselves or by what they correspond to.
+
+    Raises:
+        TransferError: A depth or name does not exist.
+    """
+    found: set[str] = set()
+    for one in excluded:
+        if isinstance(one, int):
+            names = {name for name, pair in counterparts.items() if pair.source.depth == one}
+            known = any(layer.depth == one for layer in source.layers)
+        else:
+            pairs = counterparts.items()
+            names = {name for name, pair in pairs if fnmatchcase(pair.source.name, one)}
+            names |= {layer.name for layer in target.layers if fnmatchcase(layer.name, one)}
+            known = bool(names) or any(fnmatchcase(layer.name, one) for layer in source.layers)
+        if not known:
+            raise TransferError(
+                f"--exclude must hold depths of the source, or names of layers, got {one}, which neither network has."
+                f"{suggest(str(one), [layer.name for layer in source.layers])}"
+            )
+        found |= names
+    return found
 
 
 def _same_places(source: NetworkSketch, target: NetworkSketch) -> dict[str, LayerPair]:
@@ -86,23 +118,30 @@ def _require_depth(source: NetworkSketch, target: NetworkSketch, *, without: set
     if short:
         raise TransferError(
             f"The source needs at least as many layers as the target in each pathway, the head not counted: "
-            f"{'; '.join(short)}. Name the source's depths to transfer with --layers, e.g. --layers 1 2."
+            f"{'; '.join(short)}. Name the source's depths to transfer with --layers, e.g. --layers 1 2, or leave "
+            "layers out with --exclude."
         )
 
 
-def _by_depth(source: NetworkSketch, target: NetworkSketch, depths: Sequence[int | str]) -> set[str]:
-    """Return the target layers that the given depths of the source go to."""
+def _by_depth(
+    source: NetworkSketch, target: NetworkSketch, depths: Sequence[int | str], places: Mapping[str, LayerPair]
+) -> set[str]:
+    """Return the target layers that the given depths, or layers by name, of the source go to."""
     longest = max(len(source.pathway(name)) for name in source.pathways)
     hidden = len(source.pathway("fc"))
     last = longest + hidden + 1
     chosen: set[str] = set()
     for depth in depths:
-        if not isinstance(depth, int) or not 1 <= depth <= last:
+        named = {name for name, pair in places.items() if fnmatchcase(pair.source.name, str(depth))}
+        if not named and (not isinstance(depth, int) or not 1 <= depth <= last):
             raise TransferError(
                 f"--layers must hold depths of the source from 1 to {last} "
-                f"(parallel pathways 1 to {longest}, then fc, the head is {last}), got {depth}."
+                f"(parallel pathways 1 to {longest}, then fc, the head is {last}), or names of layers that have a "
+                f"counterpart, got {depth}.{suggest(str(depth), [layer.name for layer in source.layers])}"
             )
-        if depth == last:
+        if not isinstance(depth, int):
+            chosen |= named
+        elif depth == last:
             assert target.head is not None
             chosen.add(target.head.name)
         else:
@@ -154,6 +193,9 @@ def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, options: Tra
                 f"Rule {rule_text(rule)} leads to '{wrong}', which {target.name} does not have."
                 f"{suggest(wrong, names)} It has: {', '.join(names)}."
             )
+        head = {target.head.name} if target.head is not None else set()
+        if options.head == "initialized" and not set(hits.values()) <= head:
+            hits = {old: new for old, new in hits.items() if new not in head}
         for old, new in hits.items():
             if new in pairs:
                 raise TransferError(

@@ -1,27 +1,16 @@
 """Which tensor of a source belongs to which tensor of the target, where names alone decide."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from dmx.errors import TransferError, suggest
 from dmx.transfer.aliases import known_as
-from dmx.transfer.describe import LayerSketch, NetworkSketch, TensorSketch
+from dmx.transfer.describe import LayerSketch, NetworkSketch
 from dmx.transfer.globs import check_rule, rename, rename_layer, rule_network, rule_text
 from dmx.transfer.options import MapRule, TransferOptions
 from dmx.transfer.order import ordered_like
-
-# Prefixes that tools put before all names of a network.
-_WRAPPERS = ("module.", "_orig_mod.", "state_dict.", "model.", "net.", "network.")
-
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """A tensor of a source, with its layer and network."""
-
-    network: NetworkSketch
-    layer: LayerSketch
-    tensor: TensorSketch
+from dmx.transfer.prefixes import NamedTensor, all_tensors, equal_names
 
 
 @dataclass(frozen=True)
@@ -31,10 +20,14 @@ class NamePairing:
     Attributes:
         pairs: By the name of the target's tensor.
         notes: Prefixes that were removed to find them.
+        heads: Network and tensor of what the head would receive if it were asked for.
+        excluded: Target's tensors that would receive something if they were not excluded.
     """
 
     pairs: Mapping[str, NamedTensor]
     notes: tuple[str, ...]
+    heads: frozenset[tuple[str, str]] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
 
 def pair_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions) -> NamePairing:
@@ -43,61 +36,104 @@ def pair_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options:
     Raises:
         TransferError: A rule, a depth or a head to copy does not exist.
     """
-    ruled = _ruled(sources, target, options.map)
+    ruled = _ruled(sources, target, options)
     notes: tuple[str, ...] = ()
+    heads: set[tuple[str, str]] = set()
     equal: dict[str, NamedTensor] = {}
     if len(sources) == 1:
-        equal, notes = _equal(sources[0], target)
+        equal, notes = equal_names(sources[0], target)
         source = ordered_like(sources[0], target, {name: found.layer.name for name, found in equal.items()})
         if source is not sources[0]:
-            equal, _ = _equal(source, target)
+            equal, _ = equal_names(source, target)
+        in_heads = _head_tensors(target)
+        heads = {(found.network.name, found.tensor.name) for name, found in equal.items() if name in in_heads}
         equal = _selected(equal, source, target, options)
+        equal = {name: found for name, found in equal.items() if name not in ruled}
     elif not ruled:
         raise TransferError(
             f"Rules must say what comes from which of {len(sources)} sources, got none. "
             "Write a map, e.g. 'encoder.*' of one and 'decoder.*' of another."
         )
     pairs = {**equal, **ruled}
+    excluded = _excluded(pairs, sources, target, options)
+    pairs = {name: found for name, found in pairs.items() if name not in excluded}
     if options.head == "copy":
         _require_head(pairs, target)
-    return NamePairing(pairs, notes)
+    return NamePairing(pairs, notes, frozenset(heads), frozenset(excluded))
 
 
-def _all(network: NetworkSketch) -> dict[str, NamedTensor]:
-    return {tensor.name: NamedTensor(network, layer, tensor) for layer in network.layers for tensor in layer.tensors}
+def _excluded(
+    pairs: Mapping[str, NamedTensor],
+    sources: Sequence[NetworkSketch],
+    target: NetworkSketch,
+    options: TransferOptions,
+) -> set[str]:
+    """Return the tensors of the target whose layer, or whose counterpart's, is excluded.
+
+    Raises:
+        TransferError: Something excluded does not exist.
+    """
+    owners = {tensor.name: layer for layer in target.layers for tensor in layer.tensors}
+    excluded: set[str] = set()
+    for one in options.exclude:
+        if not any(_fits(layer, one, _aliases(network, target)) for network in sources for layer in network.layers):
+            require_layer(one, target)
+        excluded |= {
+            name
+            for name, found in pairs.items()
+            if _fits(found.layer, one, _aliases(found.network, target))
+            or (isinstance(one, str) and _fits(owners[name], one, target.aliases))
+        }
+    return excluded
 
 
-def _equal(source: NetworkSketch, target: NetworkSketch) -> tuple[dict[str, NamedTensor], tuple[str, ...]]:
-    """Return tensors of equal name, wrapper prefixes of either side removed where that pairs more of them."""
-    theirs = _all(source)
-    ours = [tensor.name for tensor in target.tensors]
-    best: dict[str, NamedTensor] = {}
-    removed = ("", "")
-    for source_prefix in _prefixes(list(theirs)):
-        bare = {name.removeprefix(source_prefix): found for name, found in theirs.items()}
-        for target_prefix in _prefixes(ours):
-            found = {name: bare[short] for name in ours if (short := name.removeprefix(target_prefix)) in bare}
-            if len(found) > len(best):
-                best, removed = found, (source_prefix, target_prefix)
-    notes = [
-        f"Names of {network.name} were compared without their prefix '{prefix}'."
-        for network, prefix in zip((source, target), removed, strict=True)
-        if prefix
-    ]
-    return best, tuple(notes)
+def require_layer(excluded: int | str, target: NetworkSketch) -> None:
+    """Check that a layer that is excluded, and that no source has, is one of the target.
+
+    Raises:
+        TransferError: It is none.
+    """
+    known = [name for layer in target.layers if layer.depth for name in known_as(layer.name, target.aliases)]
+    if isinstance(excluded, int) or not any(fnmatchcase(name, excluded) for name in known):
+        raise TransferError(
+            f"--exclude must hold depths of the source, or names of layers, got {excluded}, which neither network has."
+            f"{suggest(str(excluded), known)}"
+        )
 
 
-def _prefixes(names: Sequence[str]) -> list[str]:
-    """Return what may stand before all names: nothing, common first parts, wrappers that only some names have."""
-    found, prefix = [""], ""
-    parts = names[0].split(".")[:-1] if names else []
-    for part in parts:
-        prefix += f"{part}."
-        if not all(name.startswith(prefix) for name in names):
-            break
-        found.append(prefix)
-    found += [wrapper for wrapper in _WRAPPERS if any(name.startswith(wrapper) for name in names)]
-    return list(dict.fromkeys(found))
+def _fits(layer: LayerSketch, wanted: int | str, aliases: Mapping[str, str]) -> bool:
+    """Return whether a layer is meant, also by the name of a module that it lies in."""
+    if _is_meant(layer, wanted, aliases):
+        return True
+    return isinstance(wanted, str) and any(fnmatchcase(name, f"{wanted}.*") for name in known_as(layer.name, aliases))
+
+
+def with_class_layers(target: NetworkSketch, sources: Sequence[NetworkSketch]) -> NetworkSketch:
+    """Return a target of which the layers that follow the number of classes are heads, as far as two networks show it.
+
+    A network of dmx knows them itself. Of any other module, those are meant whose channels out differ from the
+    source's as those of its head do.
+
+    Args:
+        target: The network that receives.
+        sources: The networks that give.
+    """
+    if len(sources) != 1 or target.head is None or any(tensor.by_class for tensor in target.tensors):
+        return target
+    equal, _ = equal_names(sources[0], target)
+
+    def sizes(layer: LayerSketch) -> set[tuple[int, int]]:
+        pairs = [(tensor, equal[tensor.name].tensor) for tensor in layer.tensors if tensor.name in equal]
+        return {
+            (theirs.shape[axis], ours.shape[axis])
+            for ours, theirs in pairs
+            for axis, follows in enumerate(ours.axes[: len(theirs.shape)])
+            if follows == "out"
+        }
+
+    changed = {pair for pair in sizes(target.head) if pair[0] != pair[1]}
+    layers = (replace(layer, is_head=layer.is_head or bool(sizes(layer) & changed)) for layer in target.layers)
+    return replace(target, layers=tuple(layers)) if changed else target
 
 
 def _chosen(source: NetworkSketch, wanted: Sequence[int | str], aliases: Mapping[str, str]) -> tuple[LayerSketch, ...]:
@@ -139,10 +175,9 @@ def _selected(
     """Return the pairs of the chosen layers; the target's head is chosen only on request."""
     chosen = _chosen(source, options.layers, _aliases(source, target))
     names = {layer.name for layer in chosen}
-    heads = {tensor.name for layer in target.layers if layer.is_head for tensor in layer.tensors}
-    with_head = options.head == "copy" or any(layer.is_head for layer in chosen)
+    heads = _head_tensors(target)
     for layer in chosen:
-        if not layer.is_head and not any(found.layer is layer for name, found in equal.items() if name not in heads):
+        if not any(found.layer is layer for found in equal.values()):
             raise TransferError(
                 f"Depth {layer.depth} of the source, {layer.name}, has no counterpart of equal name in the target. "
                 f"Leave {layer.depth} out of --layers, or name the target in a map."
@@ -150,8 +185,12 @@ def _selected(
     return {
         name: found
         for name, found in equal.items()
-        if (with_head if name in heads else not chosen or found.layer.name in names)
+        if found.layer.name in names or (options.head == "copy" if name in heads else not chosen)
     }
+
+
+def _head_tensors(target: NetworkSketch) -> set[str]:
+    return {tensor.name for layer in target.layers if layer.is_head for tensor in layer.tensors}
 
 
 def _require_head(pairs: Mapping[str, NamedTensor], target: NetworkSketch) -> None:
@@ -165,15 +204,20 @@ def _require_head(pairs: Mapping[str, NamedTensor], target: NetworkSketch) -> No
         )
 
 
-def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, rules: Sequence[MapRule]) -> dict[str, NamedTensor]:
-    """Return the pairs that rules make, of tensors or of whole layers."""
+def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, options: TransferOptions) -> dict[str, NamedTensor]:
+    """Return the pairs that rules make, of tensors or of whole layers.
+
+    A rule that reaches other layers as well does not ask for the head.
+    """
     pairs: dict[str, NamedTensor] = {}
+    heads = _head_tensors(target)
     names = {known: tensor.name for tensor in target.tensors for known in known_as(tensor.name, target.aliases)}
-    for rule in rules:
+    for rule in options.map:
         check_rule(rule)
         network = rule_network(rule, sources)
         aliases = _aliases(network, target)
-        given = {new: found for found in _all(network).values() if (new := _renamed(rule, found, aliases)) is not None}
+        tensors = all_tensors(network).values()
+        given = {new: found for found in tensors if (new := _renamed(rule, found, aliases)) is not None}
         hits = {names[new]: found for new, found in given.items() if new in names}
         if not hits:
             side, known = (network, [t.name for t in network.tensors]) if not given else (target, list(names))
@@ -182,6 +226,8 @@ def _ruled(sources: Sequence[NetworkSketch], target: NetworkSketch, rules: Seque
                 f"Rule {rule_text(rule)} must name tensors or layers of both networks, but {side.name} has no "
                 f"'{wrong}'.{suggest(wrong, known)}"
             )
+        if options.head == "initialized" and not hits.keys() <= heads:
+            hits = {new: found for new, found in hits.items() if new not in heads}
         twice = next((new for new in hits if new in pairs), None)
         if twice is not None:
             raise TransferError(

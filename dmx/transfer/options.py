@@ -31,6 +31,10 @@ class TransferOptions:
         extra: What a wider target has in its extra channels: ``random`` leaves them as initialized, ``zero-cross``
             also sets the weights from new to old channels to zero, which keeps what the source computes.
         match_channels: How input channels correspond; ``name`` where both sides name them.
+        channels: What the layers that read the scan receive where its channels differ: ``pair`` gives each channel the
+            kernels of its counterpart; ``repeat`` takes the source's channels again and again, ``mean`` their mean for
+            each, both scaled so that the sum over the channels stays.
+        exclude: Depths or names of layers that stay as initialized, with stars.
         adapt_kernels: Whether kernels of another size are collapsed, grown or inflated; otherwise they are an error.
         map: Explicit rules; what no rule reaches is paired as usual when there is one source, and not otherwise.
     """
@@ -40,5 +44,7 @@ class TransferOptions:
     classes_from: Literal["position", "names"] = "position"
     extra: Literal["random", "zero-cross"] = "random"
     match_channels: Literal["name", "position"] = "name"
+    channels: Literal["pair", "repeat", "mean"] = "pair"
+    exclude: tuple[int | str, ...] = ()
     adapt_kernels: bool = False
     map: tuple[MapRule, ...] = ()

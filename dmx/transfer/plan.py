@@ -8,7 +8,17 @@ from typing import Any
 from dmx.errors import TransferError
 from dmx.transfer.options import MapRule, TransferOptions
 from dmx.transfer.report import layer_lines, tensor_rows
-from dmx.transfer.values import EqualOutput, LayerOutline, NetworkOutline, Run, SourceTensor, TensorPlan, percent
+from dmx.transfer.unused import lost_parameters
+from dmx.transfer.values import (
+    AxisRule,
+    EqualOutput,
+    LayerOutline,
+    NetworkOutline,
+    Run,
+    SourceTensor,
+    TensorPlan,
+    percent,
+)
 
 FORMAT_VERSION = 1
 
@@ -54,9 +64,27 @@ class TransferPlan:
         """Share of the parameters that are received, from 0 to 1."""
         return self.received / self.parameters if self.parameters else 0.0
 
+    @property
+    def unused(self) -> tuple[SourceTensor, ...]:
+        """Tensors of the sources that find no place although they were asked for, and what is computed lacks them."""
+        return tuple(tensor for tensor in self.source_tensors if tensor.matters)
+
+    @property
+    def total(self) -> str:
+        """How much is received, and how much of what the sources learned finds no place."""
+        received = f"{self.received:,} of {self.parameters:,} parameters received ({percent(self.share)})"
+        lost = lost_parameters(self.source_tensors)
+        whose = "source's" if len(self.sources) == 1 else "sources'"
+        return f"{received}; {lost:,} of the {whose} find no place here" if self.unused else received
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values from which :meth:`from_dict` makes the same plan."""
-        totals = {"received": self.received, "parameters": self.parameters, "share": self.share}
+        totals = {
+            "received": self.received,
+            "parameters": self.parameters,
+            "share": self.share,
+            "unused": lost_parameters(self.source_tensors),
+        }
         return {"format_version": FORMAT_VERSION, **totals, **asdict(self)}
 
     @classmethod
@@ -111,7 +139,7 @@ class TransferPlan:
         return layer_lines(self.target.layers, self.tensors, folded=folded)
 
     def summary(self, *, folded: bool = False) -> list[str]:
-        """Return a line per layer, notes and warnings, ending with ``N of M parameters received``."""
+        """Return a line per layer, notes and warnings, ending with how much is received and what is lost."""
         lines = self.layer_lines(folded=folded)
         hidden = folded and lines != self.layer_lines()
         return [
@@ -119,7 +147,7 @@ class TransferPlan:
             *(["Layer by layer: transfer/mapping.csv of the run, or dmx transfer --dry-run."] if hidden else []),
             *self.notes,
             *(f"Warning: {warning}" for warning in self.warnings),
-            f"{self.received:,} of {self.parameters:,} parameters received ({percent(self.share)})",
+            self.total,
         ]
 
     def __str__(self) -> str:
@@ -134,7 +162,11 @@ def _runs(values: Sequence[Mapping[str, int]]) -> tuple[Run, ...]:
 def _tensor(values: Mapping[str, Any]) -> TensorPlan:
     parts = tuple(None if part is None else _runs(part) for part in values["parts"])
     shapes = {key: tuple(values[key]) for key in ("shape", "source_shape")}
-    return TensorPlan(**{**values, **shapes, "parts": parts})
+    rules = tuple(
+        AxisRule(**{**rule, "source": tuple(rule["source"]), "target": tuple(rule["target"])})
+        for rule in values.get("axis_rules", ())
+    )
+    return TensorPlan(**{**values, **shapes, "parts": parts, "axis_rules": rules})
 
 
 def _outline(values: Mapping[str, Any]) -> NetworkOutline:
@@ -144,4 +176,5 @@ def _outline(values: Mapping[str, Any]) -> NetworkOutline:
 
 def _options(values: Mapping[str, Any]) -> TransferOptions:
     rules = tuple(MapRule(**rule) for rule in values["map"])
-    return TransferOptions(**{**values, "layers": tuple(values["layers"]), "map": rules})
+    lists = {key: tuple(values.get(key, ())) for key in ("layers", "exclude")}
+    return TransferOptions(**{**values, **lists, "map": rules})

@@ -1,9 +1,9 @@
 """Plan a transfer: from the names and shapes of two networks to what happens to each tensor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dmx.transfer.channels import ChannelMap, ChannelMaps, by_name, prefix
+from dmx.transfer.channels import ChannelMap, ChannelMaps
 from dmx.transfer.checks import (
     check_head,
     check_head_received,
@@ -15,12 +15,14 @@ from dmx.transfer.checks import (
 from dmx.transfer.describe import Axis, LayerSketch, NetworkSketch, TensorSketch
 from dmx.transfer.exactness import differences, equal_outputs
 from dmx.transfer.match import LayerPair, Pairing, pair_layers
-from dmx.transfer.names import NamedTensor, pair_names
+from dmx.transfer.named import plan_named
+from dmx.transfer.names import pair_names, with_class_layers
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.remarks import outline, remarks, warn
-from dmx.transfer.tensors import KernelMismatchError, TensorPair, counterpart, initialized, plan_tensor
-from dmx.transfer.values import EqualOutput, SourceTensor, TensorPlan
+from dmx.transfer.tensors import KernelMismatchError, TensorPair, channel_rule, counterpart, initialized, plan_tensor
+from dmx.transfer.unused import source_tensors, unused_notes
+from dmx.transfer.values import EqualOutput, TensorPlan
 
 _DEFAULTS = TransferOptions()
 
@@ -34,12 +36,14 @@ class _Draft:
         pairs: Layers that receive: (target layer, network, source layer).
         equal: Outputs that stay equal.
         notes: What is worth knowing.
+        heads: Network and tensor of what the head would receive if it were asked for.
     """
 
     tensors: tuple[TensorPlan, ...]
     pairs: tuple[tuple[str, str, str], ...]
     equal: tuple[EqualOutput, ...] = ()
     notes: tuple[str, ...] = ()
+    heads: frozenset[tuple[str, str]] = frozenset()
 
 
 def plan_transfer(
@@ -60,24 +64,20 @@ def plan_transfer(
     sources = (source,) if isinstance(source, NetworkSketch) else tuple(source)
     check_sources(sources, options)
     pathways = bool(target.pathways) and all(network.pathways for network in sources)
+    target = target if pathways else with_class_layers(target, sources)
     draft = (_by_pathways if pathways else _by_names)(sources, target, options)
     heads = {layer.name for layer in target.layers if layer.is_head}
     check_head_received(any(name in heads for name, _, _ in draft.pairs), options)
-    used = {(tensor.network, tensor.source) for tensor in draft.tensors if tensor.action != "initialized"}
+    given = source_tensors(sources, draft.tensors, draft.heads, options)
     plan = TransferPlan(
         options=options,
         target=outline(target),
         sources=tuple(outline(network) for network in sources),
         pairs=draft.pairs,
         tensors=draft.tensors,
-        source_tensors=tuple(
-            SourceTensor(network.name, tensor.name, layer.name, tensor.shape, (network.name, tensor.name) in used)
-            for network in sources
-            for layer in network.layers
-            for tensor in layer.tensors
-        ),
+        source_tensors=given,
         equal=draft.equal,
-        notes=(*draft.notes, *remarks(sources, target, options, draft.tensors)),
+        notes=(*draft.notes, *remarks(sources, target, options, draft.tensors), *unused_notes(given)),
     )
     return warn(plan, sources, target)
 
@@ -88,7 +88,8 @@ def _by_pathways(sources: Sequence[NetworkSketch], target: NetworkSketch, option
     chosen = [pairing.counterparts[layer.name] for layer in target.layers if layer.name in pairing.selected]
     for pair in chosen:
         if pair.target.is_head:
-            check_head(pair.target, pair.network, pair.source, target=target, options=options)
+            counts = (pair.source.out_channels, pair.target.out_channels)
+            check_head(counts, pair.network, target=target, options=options)
     if options.extra == "zero-cross":
         require_exact(chosen, maps)
     tensors = _plan_layers(target, pairing, maps, options)
@@ -105,7 +106,7 @@ def _plan_layers(
     for layer in target.layers:
         pair = pairing.counterparts.get(layer.name)
         if pair is None or layer.name not in pairing.selected:
-            reason = _why_not(layer, pair, options)
+            reason = "excluded" if layer.name in pairing.excluded else _why_not(layer, pair, options)
             plans += [initialized(layer, tensor, reason) for tensor in layer.tensors]
             continue
         axes: dict[Axis, ChannelMap] = {"in": maps.input(pair), "out": maps.output(pair)}
@@ -137,6 +138,8 @@ def _plan_part(
             theirs = ", ".join(part.part for part in pair.source.tensors if part.kernel)
             raise KernelMismatchError(f"{tensor.name} has no counterpart in {pair.source.name}, which has {theirs}")
         return initialized(pair.target, tensor, f"{pair.source.name} of the source has no {tensor.part}")
+    scan = "in" in tensor.axes and pair.target.reads == () and pair.source.reads == ()
+    rule = channel_rule(tensor.axes.index("in"), tensor, source, options) if scan else None
     tensors = TensorPair(
         layer=pair.target,
         tensor=tensor,
@@ -145,6 +148,7 @@ def _plan_part(
         source=source,
         maps=axes,
         zero=options.extra == "zero-cross",
+        rules=() if rule is None else (rule,),
     )
     return plan_tensor(tensors, adapt_kernels=options.adapt_kernels)
 
@@ -160,54 +164,24 @@ def _by_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options: 
         for tensor in layer.tensors:
             found = pairing.pairs.get(tensor.name)
             if found is None:
-                reason = "the head is new" if layer.is_head else _absent(tensor, options)
+                reason = "excluded" if tensor.name in pairing.excluded else _absent(layer, tensor, options)
                 plans.append(initialized(layer, tensor, reason))
                 continue
-            layers[layer.name, found.network.name, found.layer.name] = None
-            if layer.is_head:
-                check_head(layer, found.network, found.layer, target=target, options=options)
             try:
-                plans.append(_plan_named(layer, tensor, found, target=target, options=options))
+                plans.append(plan_named(layer, tensor, found, target=target, options=options))
             except KernelMismatchError as error:
                 mismatches.append(str(error))
+                continue
+            if plans[-1].action != "initialized":
+                layers[layer.name, found.network.name, found.layer.name] = None
     if mismatches:
         raise kernel_error(mismatches)
-    return _Draft(tuple(plans), tuple(layers), notes=pairing.notes)
+    return _Draft(tuple(plans), tuple(layers), notes=pairing.notes, heads=pairing.heads)
 
 
-def _absent(tensor: TensorSketch, options: TransferOptions) -> str:
+def _absent(layer: LayerSketch, tensor: TensorSketch, options: TransferOptions) -> str:
+    if layer.is_head:
+        return "the head is new"
     if options.layers:
         return "its layer of the source is not asked for"
     return f"the source has no tensor of the name {tensor.name}"
-
-
-def _plan_named(
-    layer: LayerSketch, tensor: TensorSketch, found: NamedTensor, *, target: NetworkSketch, options: TransferOptions
-) -> TensorPlan:
-    """Return what happens to a tensor whose layer is known by its name alone."""
-    source = found.tensor
-    if source.shape == tensor.shape:
-        # A file does not say what its axes mean; a tensor of the same name and shape means the same.
-        source = replace(source, axes=tensor.axes)
-    sizes = dict(zip(source.axes, source.shape, strict=True))
-    maps: dict[Axis, ChannelMap] = {
-        axis: prefix(sizes.get(axis, 0), size)
-        for axis, size in zip(tensor.axes, tensor.shape, strict=True)
-        if axis in {"in", "out"}
-    }
-    theirs, ours = found.network, target
-    names = theirs.channels and ours.channels and options.match_channels == "name"
-    if names and "in" in maps and (layer.reads == () or found.layer.reads == ()):
-        maps["in"] = by_name(theirs.channels, ours.channels)
-    reordered = set(theirs.classes) == set(ours.classes) or options.classes_from == "names"
-    if layer.is_head and theirs.classes and reordered and tensor.shape[:1] == (len(ours.classes),):
-        maps["out"] = by_name(theirs.classes, ours.classes)
-    pair = TensorPair(
-        layer=layer,
-        tensor=tensor,
-        network=theirs.name,
-        source_layer=found.layer,
-        source=source,
-        maps=maps,
-    )
-    return plan_tensor(pair, adapt_kernels=options.adapt_kernels)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dmx.errors import TransferError
+from dmx.transfer.channels import by_name
 from dmx.transfer.describe import LayerSketch, NetworkSketch
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.plan import TransferPlan
+from dmx.transfer.unused import some, unused_warnings
 from dmx.transfer.values import LayerOutline, NetworkOutline, TensorPlan
 
 
@@ -40,7 +42,9 @@ def remarks(
     notes = []
     heads = {layer.name for layer in target.layers if layer.is_head}
     for source in sources:
-        if options.match_channels == "name" and source.channels and target.channels and _known(source, target):
+        if options.channels != "pair":
+            notes += _for_all_channels(source, target, options)
+        elif options.match_channels == "name" and source.channels and target.channels and _known(source, target):
             notes += _names("Input channels", source, source.channels, target.channels)
         if any(tensor.layer in heads and tensor.network == source.name for tensor in tensors):
             notes += _classes(source, target, options)
@@ -56,10 +60,23 @@ def remarks(
 def _classes(source: NetworkSketch, target: NetworkSketch, options: TransferOptions) -> list[str]:
     """Return how the rows of a copied head correspond, where the names of the classes differ."""
     theirs, ours = source.classes, target.classes
-    if not theirs or not ours or options.classes_from == "names" or set(theirs) == set(ours):
+    same = len(theirs) == len(ours) == len(by_name(theirs, ours))
+    if not theirs or not ours or options.classes_from == "names" or same:
         return _names("Classes", source, theirs, ours) if theirs and ours else []
     pairs = [f"{ours_name} from {name}" for name, ours_name in zip(theirs, ours, strict=False) if name != ours_name]
     return [f"Classes from {source.name} by position: {', '.join(pairs)}."]
+
+
+def _for_all_channels(source: NetworkSketch, target: NetworkSketch, options: TransferOptions) -> list[str]:
+    """Return how the channels of the scan become those of the target, all alike."""
+    if not _known(source, target):
+        raise TransferError(
+            f"--channels {options.channels} needs to know which layers read the scan, and neither {source.name} nor "
+            f"{target.name} says so. Leave it out."
+        )
+    how = "taken again and again" if options.channels == "repeat" else "averaged"
+    here = f"{len(target.channels)} here" if target.channels else "those here"
+    return [f"Input channels of {source.name} are {how} for {here}; their kernels are scaled to keep the sum."]
 
 
 def _known(source: NetworkSketch, target: NetworkSketch) -> bool:
@@ -71,9 +88,17 @@ def _names(what: str, source: NetworkSketch, theirs: Sequence[str], ours: Sequen
     """Return a sentence about pairs by name, nothing where both sides have the same names in the same order."""
     if tuple(theirs) == tuple(ours):
         return []
-    both = [name for name in ours if name in theirs]
-    new = [name for name in ours if name not in theirs]
-    unused = [name for name in theirs if name not in ours]
+    named = by_name(theirs, ours)
+    if not named and len(theirs) == len(ours) and what == "Input channels":
+        return []
+    here = {index: name for name, index in named.items()}
+    both = [
+        name if theirs[here[index]] == name else f"{theirs[here[index]]} = {name}"
+        for index, name in enumerate(ours)
+        if index in here
+    ]
+    new = [name for index, name in enumerate(ours) if index not in here]
+    unused = [name for index, name in enumerate(theirs) if index not in named]
     parts = [f"{', '.join(both)} by name"] if both else ["none in common"]
     parts += [f"new: {', '.join(new)}"] if new else []
     parts += [f"not used: {', '.join(unused)}"] if unused else []
@@ -92,29 +117,72 @@ def warn(plan: TransferPlan, sources: Sequence[NetworkSketch], target: NetworkSk
             f"Nothing would be transferred: no parameter of {target.name} has a counterpart "
             f"({theirs}; {target.name} has {_examples(target)}). Name pairs in a map."
         )
-    warnings = list(plan.warnings)
+    warnings = [*plan.warnings, *unused_warnings(plan.source_tensors), *_misfits(plan), *_empty(plan)]
     if plan.share < 0.5:
         warnings.append(
             f"Only {plan.received:,} of {plan.parameters:,} parameters ({plan.share:.1%}) are received; "
             "the rest stays as initialized."
         )
-    by_name = plan.options.match_channels == "name"
-    warnings += [
-        f"Input channels of {source.name} ({', '.join(source.channels)}) are taken in order for "
-        f"{', '.join(target.channels)}, as neither network says which of its layers read the scan."
-        for source in sources
-        if by_name and source.channels and target.channels and not _known(source, target)
-        if source.channels != target.channels
-    ]
-    warnings += [
-        f"No input channel of {source.name} ({', '.join(source.channels)}) has the name of one here "
-        f"({', '.join(target.channels)}), so the first layers receive no kernels. "
-        "Use --match-channels position to take the channels in order."
-        for source in sources
-        if by_name and source.channels and target.channels and _known(source, target)
-        if not set(source.channels) & set(target.channels)
-    ]
+    for source in sources:
+        warnings += _channel_warnings(source, target, plan.options)
     return replace(plan, warnings=tuple(warnings))
+
+
+def _misfits(plan: TransferPlan) -> list[str]:
+    """Return a sentence per tensor that has a counterpart and cannot receive it."""
+    found = [tensor for tensor in plan.tensors if tensor.learned and tensor.action == "initialized" and tensor.source]
+    return [
+        f"{some([tensor.name for tensor in found if tensor.reason == reason])} of {plan.target.name} "
+        f"stays as initialized: {reason}."
+        for reason in dict.fromkeys(tensor.reason for tensor in found)
+    ]
+
+
+def _empty(plan: TransferPlan) -> list[str]:
+    """Return a sentence that names the layers whose weights do not come from anywhere although they were asked for."""
+    if plan.options.layers or len(plan.sources) > 1:
+        return []
+    received = {tensor.layer for tensor in plan.tensors if tensor.action != "initialized"}
+    heavy = {tensor.layer for tensor in plan.tensors if len(tensor.shape) > 1 and tensor.learned}
+    kernels = {
+        tensor.layer
+        for tensor in plan.tensors
+        if tensor.action != "initialized" and len(tensor.shape) > 1 and tensor.learned
+    }
+    excluded = {tensor.layer for tensor in plan.tensors if tensor.reason == "excluded"}
+    empty = [
+        layer.name
+        for layer in plan.target.layers
+        if layer.depth and not layer.is_head and layer.name not in excluded
+        if layer.name not in received or layer.name in heavy - kernels
+    ]
+    if not empty:
+        return []
+    return [
+        f"{len(empty)} layer{'s' if len(empty) > 1 else ''} of {plan.target.name} keep random weights: {some(empty)}."
+    ]
+
+
+def _channel_warnings(source: NetworkSketch, target: NetworkSketch, options: TransferOptions) -> list[str]:
+    """Return what is probably not meant with the channels of the scan."""
+    theirs, ours = source.channels, target.channels
+    if options.match_channels != "name" or options.channels != "pair" or not (theirs and ours):
+        return []
+    names = f"{source.name} ({', '.join(theirs)})"
+    if not _known(source, target):
+        same = theirs == ours
+        taken = f"Input channels of {names} are taken in order for {', '.join(ours)}, as neither network says which of "
+        return [] if same else [f"{taken}its layers read the scan."]
+    if by_name(theirs, ours):
+        return []
+    none = f"No input channel of {names} has the name of one here ({', '.join(ours)})"
+    if len(theirs) == len(ours):
+        pairs = ", ".join(f"{old} → {new}" for old, new in zip(theirs, ours, strict=True))
+        return [f"{none}, so they are taken in order, as with --match-channels position: {pairs}."]
+    return [
+        f"{none}, so the first layers receive no kernels. Use --match-channels position to take the channels in order, "
+        "or --channels repeat or mean to fill all of them."
+    ]
 
 
 def _examples(network: NetworkSketch) -> str:

@@ -132,6 +132,13 @@ def tensor_rows(tensors: Sequence[TensorPlan], sources: Sequence[SourceTensor]) 
     for tensor in unused:
         shape = size_text(tensor.shape)
         rows.append(
-            {**empty, "action": "unused", "network": tensor.network, "source": tensor.name, "source_shape": shape}
+            {
+                **empty,
+                "action": "unused",
+                "network": tensor.network,
+                "source": tensor.name,
+                "source_shape": shape,
+                "reason": tensor.reason,
+            }
         )
     return rows

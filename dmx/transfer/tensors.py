@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from dmx.transfer.channels import ChannelMap, runs_of
 from dmx.transfer.describe import Axis, LayerSketch, TensorSketch
 from dmx.transfer.kernels import kernel_steps, kernel_text
+from dmx.transfer.options import TransferOptions
+from dmx.transfer.places import place_text
 from dmx.transfer.report import size_text
-from dmx.transfer.values import Action, Run, TensorPlan
+from dmx.transfer.values import Action, AxisRule, Run, TensorPlan
 
 # Rules for statistics that both sides keep differently; `apply` knows what they do.
 ROWS_MEAN = "mean of the rows"
@@ -41,6 +43,7 @@ class TensorPair:
         source: Tensor of the source.
         maps: Which channels correspond, by the axis of the target.
         zero: Whether weights from new to old channels become zero.
+        rules: What is done to single axes, before all else.
     """
 
     layer: LayerSketch
@@ -50,6 +53,7 @@ class TensorPair:
     source: TensorSketch
     maps: Mapping[Axis, ChannelMap]
     zero: bool = False
+    rules: tuple[AxisRule, ...] = ()
 
 
 class KernelMismatchError(Exception):
@@ -78,7 +82,10 @@ def plan_tensor(pair: TensorPair, *, adapt_kernels: bool) -> TensorPlan:
     rule, exact = _rows_rule(pair)
     if not rule and (tensor.kernel != source.kernel or _channel_axes(tensor) != _channel_axes(source)):
         rule, exact = _kernel_rule(pair, adapt_kernels=adapt_kernels)
-    parts = tuple(_part(axis, size, pair) for axis, size in zip(tensor.axes, tensor.shape, strict=True))
+    texts = [axis_text(one) for one in pair.rules]
+    rule, exact = ", ".join([*texts, *([rule] if rule else [])]), exact and all(is_exact(one) for one in pair.rules)
+    sizes = zip(tensor.axes, tensor.shape, strict=True)
+    parts = tuple(_part(index, axis, size, pair) for index, (axis, size) in enumerate(sizes))
     if any(runs == () for runs in parts):
         return initialized(pair.layer, tensor, f"{_empty(tensor, parts)} channel corresponds to one of the source")
     given = [
@@ -102,7 +109,44 @@ def plan_tensor(pair: TensorPair, *, adapt_kernels: bool) -> TensorPlan:
         rule=rule,
         exact=exact,
         received=math.prod(given),
+        axis_rules=pair.rules,
     )
+
+
+def channel_rule(axis: int, tensor: TensorSketch, source: TensorSketch, options: TransferOptions) -> AxisRule | None:
+    """Return how the kernels of a layer that reads the scan become those of another number of channels, if asked to.
+
+    As in timm (Wightman 2019), kernels are scaled by old over new channels: where all channels hold the same scan, the
+    layer gives what it gave.
+
+    Args:
+        axis: The axis that follows the channels of the scan.
+        tensor: Tensor of the target.
+        source: Tensor of the source.
+        options: What was asked for.
+    """
+    theirs, ours = _channels(source, tensor.axes[axis]), tensor.shape[axis]
+    if options.channels == "pair" or not theirs or (options.channels == "repeat" and theirs == ours):
+        return None
+    return AxisRule(
+        options.channels, axis, (theirs,), (ours,), scaled=bool(tensor.kernel) or "out" in tensor.axes[:axis]
+    )
+
+
+def axis_text(rule: AxisRule) -> str:
+    """Return a rule for an axis as words."""
+    if rule.kind == "places":
+        return place_text(rule)
+    (theirs,), (ours,) = rule.source, rule.target
+    how = "repeated" if rule.kind == "repeat" else "averaged"
+    scaled = f" and scaled by {theirs}/{ours}" if rule.scaled else ""
+    return f"{theirs} input channel{'s' if theirs > 1 else ''} {how} for {ours}{scaled}"
+
+
+def is_exact(rule: AxisRule) -> bool:
+    """Return whether a rule keeps what the layer computes where all input channels hold the same scan."""
+    (theirs, *_), (ours, *_) = rule.source, rule.target
+    return rule.kind == "mean" or (rule.kind == "repeat" and ours % theirs == 0)
 
 
 def _channel_axes(tensor: TensorSketch) -> list[Axis]:
@@ -114,9 +158,11 @@ def _empty(tensor: TensorSketch, parts: tuple[tuple[Run, ...] | None, ...]) -> s
     return {"in": "no input", "out": "no output"}.get(axis, "no")
 
 
-def _part(axis: Axis, size: int, pair: TensorPair) -> tuple[Run, ...] | None:
+def _part(index: int, axis: Axis, size: int, pair: TensorPair) -> tuple[Run, ...] | None:
     """Return the channels of an axis that are received, None for all of them in their order."""
     if axis not in pair.maps:
+        return None
+    if any(rule.axis == index for rule in pair.rules):
         return None
     channels = pair.maps[axis]
     runs = runs_of(channels)

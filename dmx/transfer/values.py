@@ -21,6 +21,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class AxisRule:
+    """How one axis of a source's tensor is changed before its channels are taken.
+
+    Attributes:
+        kind: ``places`` interpolates a table from one grid to another; ``repeat`` takes input channels again and again,
+            ``mean`` takes their mean for each; kernels are scaled so that the sum over the channels stays.
+        axis: The axis.
+        source: Size along it in the source: of the grid, or the number of channels.
+        target: The same in the target.
+        lead: Entries before those of the grid, which are copied.
+        scaled: Whether the weights of repeated or averaged channels are scaled.
+    """
+
+    kind: Literal["places", "repeat", "mean"]
+    axis: int
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    lead: int = 0
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
 class TensorPlan:
     """What happens to one tensor of the target.
 
@@ -40,6 +62,7 @@ class TensorPlan:
         exact: Whether the rule keeps what the layer computes.
         reason: Why it is initialized, sliced or not exact.
         received: Values that the source decides.
+        axis_rules: What is done to single axes.
     """
 
     name: str
@@ -57,17 +80,34 @@ class TensorPlan:
     exact: bool = True
     reason: str = ""
     received: int = 0
+    axis_rules: tuple[AxisRule, ...] = ()
 
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor of a source, and whether anything of it is used."""
+    """A tensor of a source, and what became of it.
+
+    Attributes:
+        network: Name of the source.
+        name: Name of the tensor.
+        layer: Layer that it belongs to.
+        shape: Its size.
+        used: Whether anything of it is.
+        learned: Whether it is a parameter; a buffer otherwise.
+        reason: Why it is not used.
+        matters: Whether it is not used although nobody wanted that, and the source computed something with it.
+        within: Whether it belongs to a layer or block of which other tensors are used.
+    """
 
     network: str
     name: str
     layer: str
     shape: tuple[int, ...]
     used: bool
+    learned: bool = True
+    reason: str = ""
+    matters: bool = False
+    within: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ def transfer_options(section: TransferSection) -> TransferOptions:
         classes_from=section.classes_from,
         extra=section.extra,
         match_channels=section.match_channels,
+        channels=section.channels,
+        exclude=section.exclude,
         adapt_kernels=section.adapt_kernels,
         map=tuple(MapRule(rule.source, rule.target, rule.network) for rule in section.map),
     )

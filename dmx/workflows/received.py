@@ -11,6 +11,7 @@ from dmx.transfer.freeze_parts import network_parts
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
+from dmx.transfer.unused import lost_parameters
 from dmx.workflows.checked import Checked
 from dmx.workflows.sources import OpenSource
 from dmx.workflows.start import Start, described_source, source_params
@@ -79,6 +80,7 @@ def transfer_start(
             "network.received_parameters": plan.received,
             "transfer.received": plan.received,
             "transfer.share": f"{plan.share:.3f}",
+            "transfer.unused": lost_parameters(plan.source_tensors),
             **option_params(plan.options),
         },
         source=None if trained is None else described_source(trained),
@@ -113,6 +115,10 @@ def option_params(options: TransferOptions) -> dict[str, object]:
         params["transfer.classes_from"] = options.classes_from
     if options.match_channels != "name":
         params["transfer.match_channels"] = options.match_channels
+    if options.channels != "pair":
+        params["transfer.channels"] = options.channels
+    if options.exclude:
+        params["transfer.exclude"] = ",".join(map(str, options.exclude))
     if options.adapt_kernels:
         params["transfer.adapt_kernels"] = "true"
     if options.map:

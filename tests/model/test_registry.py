@@ -33,12 +33,20 @@ def make(name: str, arguments: Mapping[str, Any], **others: Any) -> Network:
     ("name", "arguments", "head"),
     [
         ("UNet", UNET, "model.2.conv"),
-        ("DynUNet", DYNUNET, "output_block.conv.conv"),
+        ("DynUNet", DYNUNET, "output_block.conv.conv deep_supervision_heads.0.conv.conv"),
         ("SegResNet", {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}, "conv_final.2.conv"),
-        ("SegResNetDS", {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}, "up_layers.1.head"),
+        (
+            "SegResNetDS",
+            {"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2},
+            "up_layers.0.head up_layers.1.head",
+        ),
         ("BasicUNet", {"features": [4, 4, 8, 8, 8, 4]}, "final_conv"),
-        ("BasicUNetPlusPlus", {"features": [4, 4, 8, 8, 8, 4], "deep_supervision": True}, "final_conv_0_4"),
-        ("VNet", {}, "out_tr.conv2"),
+        (
+            "BasicUNetPlusPlus",
+            {"features": [4, 4, 8, 8, 8, 4], "deep_supervision": True},
+            "final_conv_0_1 final_conv_0_2 final_conv_0_3 final_conv_0_4",
+        ),
+        ("VNet", {}, "out_tr.conv_block.conv out_tr.conv_block.adn.N out_tr.conv2"),
         ("AttentionUnet", UNET, "model.2.conv"),
         ("UNETR", UNETR, "out.conv.conv"),
     ],
@@ -54,7 +62,7 @@ def test_a_network_of_monai_trains_and_names_its_layers(name: str, arguments: di
         assert logits.shape == (2, 3, size, size, size)
     logits.mean().backward()
     groups = network.layer_groups()
-    assert [group.name for group in groups if group.is_head] == [f"network.{head}"]
+    assert [group.name for group in groups if group.is_head] == [f"network.{name}" for name in head.split()]
     named = [key for group in groups for key in group.parameters]
     assert sorted(named) == sorted(key for key, _ in network.named_parameters())
     assert [group.position for group in groups] == list(range(1, len(groups) + 1))
@@ -108,7 +116,7 @@ def test_a_wrong_name_or_argument_is_one_sentence(name: str, arguments: dict[str
 def test_the_head_can_be_named() -> None:
     network = make("UNet", UNET, head="model.0")
     heads = [group.name for group in network.layer_groups() if group.is_head]
-    assert heads == ["network.model.0.conv", "network.model.0.adn.A"]
+    assert heads == ["network.model.0.conv", "network.model.0.adn.A", "network.model.2.conv"]
     with pytest.raises(ModelError, match=r"'model\.3'.*Did you mean"):
         make("UNet", UNET, head="model.3")
 

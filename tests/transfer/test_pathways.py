@@ -104,8 +104,12 @@ def test_input_channels_are_matched_by_position_without_names_or_on_request(name
 
 def test_channels_that_share_no_name_give_a_warning_that_names_the_option() -> None:
     made = plan_transfer(source(section(), channels=("a", "b")), sketch(section(), channels=("c", "d")))
-    assert any("--match-channels position" in warning for warning in made.warnings)
-    assert actions(made)["normal.block_1"] == "initialized"
+    assert any("--match-channels position: a → c, b → d" in warning for warning in made.warnings)
+    assert actions(made)["normal.block_1"] == "copied"
+    fewer = plan_transfer(source(section(), channels=("a", "b")), sketch(section(), channels=("c",)))
+    assert any("--channels repeat or mean" in warning for warning in fewer.warnings)
+    assert any("2 layers of target keep random weights: normal.block_1, sub" in warning for warning in fewer.warnings)
+    assert actions(fewer)["normal.block_1"] == "initialized"
     assert actions(made)["normal.block_2"] == "copied"
 
 
