@@ -16,7 +16,8 @@ Freeze = Annotated[
     typer.Option(
         "--freeze",
         metavar="PATHWAY=POSITIONS",
-        help="Keep layers as they are: normal=1-3, fc=1, layers=NAME, norm_statistics=updating. May be repeated.",
+        help="Keep layers as they are: normal=1-3, subsampled_1=1-2, fc=1, layers=NAME, all_but_head, "
+        "norm_statistics=updating. May be repeated.",
     ),
 ]
 AllowLeak = Annotated[

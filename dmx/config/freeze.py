@@ -105,14 +105,27 @@ def freeze_overrides(words: Iterable[str]) -> list[str]:
 
     >>> freeze_overrides(["normal=1-3", "layers=a.*", "layers=b", "norm_statistics=updating"])
     ['freeze.normal=["1-3"]', 'freeze.layers=["a.*", "b"]', 'freeze.norm_statistics=updating']
+    >>> freeze_overrides(["subsampled_1=1-2", "all_but_head"])
+    ['freeze.subsampled={"subsampled_1": ["1-2"]}', 'freeze.layers=["all_but_head"]']
     """
     lists: dict[str, list[str]] = {}
+    pathways: dict[str, list[str]] = {}
     for word in words:
-        key, _, value = word.partition("=")
-        if not key.strip() or not value.strip():
-            raise ConfigError(f"--freeze takes normal=1-3, fc=1, layers=NAME or the like, got '{word}'.")
-        lists.setdefault(key.strip(), []).extend(part.strip() for part in value.strip(" []").split(","))
-    return [f"freeze.{key}={_override(values)}" for key, values in lists.items()]
+        key, _, value = ("layers", "=", word) if word.strip() == ALL_BUT_HEAD else word.partition("=")
+        key = key.strip().removeprefix("subsampled.")
+        if not key or not value.strip():
+            raise ConfigError(
+                f"--freeze takes normal=1-3, subsampled_1=1-2, fc=1, layers=NAME or all_but_head, got '{word}'."
+            )
+        chosen = pathways if key.startswith("subsampled_") else lists
+        chosen.setdefault(key, []).extend(part.strip() for part in value.strip(" []").split(","))
+    if pathways and "subsampled" in lists:
+        raise ConfigError(
+            f"--freeze names all subsampled pathways and {', '.join(pathways)} as well. Name each of them, or all."
+        )
+    each = {key: list(filter(None, values)) for key, values in pathways.items()}
+    own = [f"freeze.subsampled={json.dumps(each)}"] if each else []
+    return [*own, *(f"freeze.{key}={_override(values)}" for key, values in lists.items())]
 
 
 def _override(values: list[str]) -> str:

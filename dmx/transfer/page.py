@@ -78,7 +78,7 @@ tr.initialized td:nth-child(3), tr.unused td { color: #737a85; }
 <body>
 <h1>@title@</h1>
 <div class="total"><b>@received@ of @parameters@ parameters received</b>
-<span class="meter"><i style="width:@bar@%"></i></span><span>@share@</span></div>
+<span class="meter"><i style="width:@bar@%"></i></span><span>@share@</span><span>@lost@</span></div>
 @remarks@
 <ul>@legend@</ul>
 <input type="checkbox" id="full"> <label class="full" for="full">full size (scrolls in a narrow window)</label>

@@ -27,6 +27,7 @@ def mapping_html(plan: TransferPlan, *, origins: Sequence[str] = ()) -> str:
     fields = {
         "title": escape(title),
         "received": f"{plan.received:,}",
+        "lost": escape(plan.loss),
         "parameters": f"{plan.parameters:,}",
         "share": percent(plan.share),
         "bar": f"{100 * plan.share:.2f}",

@@ -73,9 +73,13 @@ class TransferPlan:
     def total(self) -> str:
         """How much is received, and how much of what the sources learned finds no place."""
         received = f"{self.received:,} of {self.parameters:,} parameters received ({percent(self.share)})"
-        lost = lost_parameters(self.source_tensors)
+        return f"{received}; {self.loss}" if self.loss else received
+
+    @property
+    def loss(self) -> str:
+        """How much of what the sources learned finds no place, as words; empty: nothing."""
         whose = "source's" if len(self.sources) == 1 else "sources'"
-        return f"{received}; {lost:,} of the {whose} find no place here" if self.unused else received
+        return f"{lost_parameters(self.source_tensors):,} of the {whose} find no place here" if self.unused else ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values from which :meth:`from_dict` makes the same plan."""

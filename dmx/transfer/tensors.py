@@ -146,7 +146,8 @@ def axis_text(rule: AxisRule) -> str:
 def is_exact(rule: AxisRule) -> bool:
     """Return whether a rule keeps what the layer computes where all input channels hold the same scan."""
     (theirs, *_), (ours, *_) = rule.source, rule.target
-    return rule.kind == "mean" or (rule.kind == "repeat" and ours % theirs == 0)
+    # Means of what a norm or slope holds are not what any channel went through.
+    return (rule.kind == "mean" and rule.scaled) or (rule.kind == "repeat" and ours % theirs == 0)
 
 
 def _channel_axes(tensor: TensorSketch) -> list[Axis]:

@@ -72,12 +72,11 @@ def _in_a_matched_block(layer: str, used: Collection[str]) -> bool:
     if any(name.rpartition(".")[0] == layer.rpartition(".")[0] for name in used):
         return True
     while layer:
-        block, _, last = layer.rpartition(".")
-        if block and any(name.startswith(f"{block}.") for name in used):
-            return True
+        layer, _, last = layer.rpartition(".")
         if last.isdigit():
             return False
-        layer = block
+        if layer and any(name.startswith(f"{layer}.") for name in used):
+            return True
     return False
 
 

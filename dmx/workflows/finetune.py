@@ -16,6 +16,7 @@ from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import ImageContract
 from dmx.tracking.mlflow_store import open_store
 from dmx.training.checkpoint import read_checkpoint
+from dmx.transfer.channels import by_name, by_name_or_place
 from dmx.workflows.assemble import check_training
 from dmx.workflows.checked import AnyContract, Checked
 from dmx.workflows.identity import find_leaks, require_no_leak
@@ -117,7 +118,9 @@ def settings_for(raw: Mapping[str, Any], trained: TrainedNetwork, *, path: Path)
 
 
 def paired(contract: AnyContract, trained: TrainedNetwork, notes: list[str]) -> AnyContract:
-    """Pair channels and classes with those of the source, by name where the names are the same, else by position.
+    """Pair channels and classes with those of the source: the same names, and what is left by position.
+
+    Case, blanks and punctuation make no difference between names.
 
     Raises:
         ConfigError: Their numbers differ.
@@ -135,14 +138,23 @@ def paired(contract: AnyContract, trained: TrainedNetwork, notes: list[str]) -> 
                 "'dmx transfer' to give what was learned to a network of another shape."
             )
     if isinstance(contract, Contract):
-        if set(contract.channels) == set(theirs.channels):
-            contract = replace(contract, channels=theirs.channels)
-        elif contract.channels != theirs.channels:
-            notes.append(_pairing("channels", theirs.channels, contract.channels))
-    if set(contract.outputs) != set(theirs.outputs):
-        notes.append(_pairing(kind_of_output, theirs.outputs, contract.outputs))
-        return contract
-    return contract if contract.outputs == theirs.outputs else _reordered(contract, theirs.outputs)
+        contract = replace(contract, channels=_in_their_order("channels", theirs.channels, contract.channels, notes))
+    outputs = _in_their_order(kind_of_output, theirs.outputs, contract.outputs, notes)
+    return contract if contract.outputs == outputs else _reordered(contract, outputs)
+
+
+def _in_their_order(kind: str, theirs: Sequence[str], ours: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
+    """Return names in the order of the source's: those that both have, the others as they come; note what differs."""
+    pairs = by_name_or_place(theirs, ours)
+    ordered = tuple(ours[pairs[index]] for index in range(len(theirs)))
+    named = by_name(theirs, ours)
+    alike = [f"{theirs[i]} = {ordered[i]}" for i in named if theirs[i] != ordered[i]]
+    placed = [f"{name} → {ordered[i]}" for i, name in enumerate(theirs) if i not in named]
+    if alike:
+        notes.append(f"The {kind} are paired by name: {', '.join(alike)}.")
+    if placed:
+        notes.append(f"The {kind} are paired by position: {', '.join(placed)}.")
+    return ordered
 
 
 def _of_targets(contract: AnyContract) -> bool:
@@ -160,11 +172,6 @@ def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
     if contract.targets:
         return replace(contract, targets=outputs)
     return replace(contract, classes=outputs, labels=labels)
-
-
-def _pairing(kind: str, theirs: Sequence[str], ours: Sequence[str]) -> str:
-    pairs = ", ".join(f"{old} → {new}" for old, new in zip(theirs, ours, strict=True))
-    return f"The {kind} are paired by position: {pairs}."
 
 
 def require_same_network(checked: Checked, trained: TrainedNetwork) -> None:

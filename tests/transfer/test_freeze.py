@@ -92,6 +92,22 @@ def test_the_command_line_says_the_same_as_the_file() -> None:
             freeze_overrides([word])
 
 
+def test_one_of_several_subsampled_pathways_is_named(parts: NetworkParts) -> None:
+    base = {"name": "x", "cohort": {"manifest": "a.csv"}}
+    words = ["subsampled_1=1-2", "subsampled.subsampled_2=none", "subsampled_1=4"]
+    said = build_experiment(apply_overrides(base, freeze_overrides(words))).freeze
+    assert said.subsampled == {"subsampled_1": ("1-2", "4"), "subsampled_2": ("none",)}
+    assert plan_freeze(said, parts).positions == {
+        "normal": (),
+        "subsampled_1": (1, 2, 4),
+        "subsampled_2": (),
+        "fc": (),
+    }
+    assert freeze_overrides(["all_but_head"]) == ['freeze.layers=["all_but_head"]']
+    with pytest.raises(ConfigError, match="all subsampled pathways and subsampled_1 as well"):
+        freeze_overrides(["subsampled=1", "subsampled_1=2"])
+
+
 def test_the_resolved_file_is_read_again() -> None:
     raw = {
         "name": "x",
