@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,25 @@ def test_a_decathlon_scan_of_several_channels_is_split(tmp_path: Path, write_sca
         read(folder / "dataset.json", split_dir=tmp_path / "split").cohort.cases[0].channels["FLAIR"].stat().st_mtime_ns
         == before
     )
+
+
+def test_a_corrected_dataset_json_gives_each_channel_its_own_volume(tmp_path: Path, write_scan: Write) -> None:
+    array = np.arange(120, dtype=np.int16).reshape(3, 4, 5, 2)
+    folder = write_json(tmp_path / "task")
+    scan = write_scan("task/imagesTr/b1.nii.gz", array)
+    read(folder)
+    write_json(folder, modality={"0": "T1+C", "1": "FLAIR"})
+    channels = read(folder).cohort.cases[0].channels
+    np.testing.assert_array_equal(read_volume(channels["T1_C"]).array, array[..., 0])
+    np.testing.assert_array_equal(read_volume(channels["FLAIR"]).array, array[..., 1])
+    # A scan that is older than what was written, but holds something else; and a file that somebody changed.
+    write_scan("task/imagesTr/b1.nii.gz", array + 1)
+    os.utime(scan, (1e9, 1e9))
+    channels = read(folder).cohort.cases[0].channels
+    np.testing.assert_array_equal(read_volume(channels["T1_C"]).array, array[..., 0] + 1)
+    channels["T1_C"].write_bytes(channels["FLAIR"].read_bytes())
+    again = read(folder).cohort.cases[0].channels["T1_C"]
+    np.testing.assert_array_equal(read_volume(again).array, array[..., 0] + 1)
 
 
 def test_a_4d_scan_with_another_number_of_channels_is_refused(tmp_path: Path, write_scan: Write) -> None:

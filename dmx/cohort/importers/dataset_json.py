@@ -1,11 +1,14 @@
 """Cohorts of the Medical Segmentation Decathlon and of nnU-Net (version 2): a folder with a ``dataset.json``."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dmx.cohort.case import Case, Cohort
+from dmx.cohort.digest import file_sha256
+from dmx.cohort.files import atomic_file
 from dmx.cohort.importers.imported import Imported, clean_names, read_json_object
 from dmx.cohort.manifest import check_classes
 from dmx.cohort.regions import Regions, checked_regions
@@ -14,6 +17,8 @@ from dmx.config.dataset_labels import DatasetLabels, read_dataset_labels
 from dmx.errors import CohortError
 
 Progress = Callable[[int, int], None]
+
+_SOURCES = "sources.json"
 
 
 @dataclass(frozen=True)
@@ -192,17 +197,35 @@ def _case(description: _Description, name: str, images: list[Path], *, label_map
 
 
 def _split_channels(image: Path, channels: Sequence[str], folder: Path) -> list[Path]:
-    """Write each volume of a 4D scan to a file of its own; files that are newer than the scan are kept."""
+    """Write each volume of a 4D scan to a file of its own; files that hold what they would hold are kept.
+
+    ``sources.json`` in the folder says of each file which volume of which content it was made from, and what it held.
+    """
     files = [folder / f"{_stem(image.name)}_{channel}.nii.gz" for channel in channels]
     shape = read_header(image).shape
     if len(shape) != 4 or shape[3] != len(channels):
         raise CohortError(f"'{image}' must hold the {len(channels)} channels {', '.join(channels)}, got shape {shape}.")
-    if all(file.exists() and file.stat().st_mtime >= image.stat().st_mtime for file in files):
+    known = _split_sources(folder)
+    content = file_sha256(image)
+    wanted = {file: {"scan": content, "volume": index} for index, file in enumerate(files)}
+    if all(file.is_file() and known.get(file.name) == {**wanted[file], "file": file_sha256(file)} for file in files):
         return files
     array, grid = read_series(image)
     for index, file in enumerate(files):
         write_volume(file, array[..., index], grid, dtype=array.dtype)
+        known[file.name] = {**wanted[file], "file": file_sha256(file)}
+    with atomic_file(folder / _SOURCES) as stream:
+        stream.write(json.dumps(known, indent=1, sort_keys=True).encode())
     return files
+
+
+def _split_sources(folder: Path) -> dict[str, Any]:
+    """Return what is known of the files that earlier imports wrote; nothing where it cannot be read."""
+    try:
+        known = json.loads((folder / _SOURCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _stem(path: str) -> str:
