@@ -1,5 +1,6 @@
 """``dmx cohort``: describe, check, split and look at scans."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -137,6 +138,13 @@ def check(
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="Images for validation that another source has.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="Images for evaluation that another source has.")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(metavar="MM", help="Also say what this voxel size leaves of each class: 2, or 1,1,3 (R, A, S)."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Hash every file anew, whatever is remembered of its size and times.")
+    ] = False,
 ) -> None:
     """Read every file and list all that is wrong; exit code 2 on an error."""
     from dmx.cli.checked import print_findings, print_images
@@ -147,29 +155,33 @@ def check(
     if lists_images(source):
         if fill:
             raise CohortError(f"--fill is for channels of scans, '{source}' lists images.")
-        report = images = _check_images(source, more)
+        if spacing:
+            raise CohortError(f"--spacing is for scans, '{source}' lists images.")
+        report = images = _check_images(source, more, fresh=fresh)
         print_images(images)
         print_findings(images, cases="images")
     else:
         if more:
             raise CohortError(f"--{next(iter(more))} is for images, '{source}' is a manifest: it has a column 'split'.")
-        report = _check_scans(source, fill or ())
+        report = _check_scans(source, fill or (), fresh=fresh)
         print_findings(report)
+        if spacing and not report.errors:
+            _print_kept(source, spacing)
     if report.errors:
         raise typer.Exit(2)
 
 
-def _check_images(source: Path, more: "Mapping[str, Path]") -> "ImageReport":
+def _check_images(source: Path, more: "Mapping[str, Path]", *, fresh: bool) -> "ImageReport":
     from dmx.cohort.check_images import check_images
     from dmx.cohort.gather import read_stimuli
 
     stimuli = read_stimuli(source, require_files=False)
     others = {split: read_stimuli(path, require_files=False) for split, path in more.items()}
     with _progress("Checking") as progress:
-        return check_images(stimuli, others, progress=progress)
+        return check_images(stimuli, others, fresh=fresh, progress=progress)
 
 
-def _check_scans(manifest: Path, fill: "Sequence[str]") -> "CheckReport":
+def _check_scans(manifest: Path, fill: "Sequence[str]", *, fresh: bool) -> "CheckReport":
     from dmx.cohort.check import check_cohort
     from dmx.cohort.manifest import read_manifest
 
@@ -181,7 +193,31 @@ def _check_scans(manifest: Path, fill: "Sequence[str]") -> "CheckReport":
                 f"--fill names the channel '{name}', '{manifest}' has {', '.join(cohort.channels)}.{near}"
             )
     with _progress("Checking") as progress:
-        return check_cohort(cohort, fill=fill, progress=progress)
+        return check_cohort(cohort, fill=fill, fresh=fresh, progress=progress)
+
+
+def _print_kept(manifest: Path, text: str) -> None:
+    """Print what a voxel size would leave of each class."""
+    from dmx.cohort.manifest import read_manifest
+    from dmx.preprocess.kept import kept_warnings, resampled_volumes
+
+    try:
+        sizes = [float(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 3) or not all(0 < size < math.inf for size in sizes):
+        raise CohortError(f"--spacing must be one voxel size in mm or three, such as 2 or 1,1,3, got '{text}'.")
+    x, y, z = sizes * 3 if len(sizes) == 1 else sizes
+    with _progress("Resampling") as progress:
+        rows = resampled_volumes(read_manifest(manifest), (x, y, z), progress=progress)
+    table = Table("class", "cases", "left (mean)", "least", "most", "vanished")
+    for name in dict.fromkeys(row.name for row in rows):
+        shares = [row.share for row in rows if row.name == name]
+        numbers = (f"{value:.1%}" for value in (sum(shares) / len(shares), min(shares), max(shares)))
+        table.add_row(escape(name), str(len(shares)), *numbers, str(shares.count(0.0)))
+    out.print(table)
+    for sentence in kept_warnings(rows, spacing=(x, y, z)):
+        err.print(f"[yellow]Warning:[/] {escape(sentence)}", soft_wrap=True)
 
 
 @app.command()

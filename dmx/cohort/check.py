@@ -66,6 +66,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     channels: Sequence[str] | None = None,
     ignore: int | None = None,
     cache_dir: Path | None = None,
+    fresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read every file of a cohort and report all that is wrong; a bad file is a finding, not an exception.
@@ -79,6 +80,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         channels: Channels that are used; all by default. Files of others are not read.
         ignore: Label of voxels that nobody annotated, unless `labels` makes it a class; that of the cohort by default.
         cache_dir: Folder in which facts about files are kept by content; the user's cache by default.
+        fresh: Hash every file anew, whatever is remembered of it.
         progress: Told how many of how many files are done.
     """
     used = tuple(channels) if channels else cohort.channels
@@ -92,7 +94,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         ignore=None if ignored in (labels or {}) else ignored,
     )
     cases = [replace(case, channels={name: case.channels.get(name) for name in used}) for case in cohort.cases]
-    facts = _all_facts(cases, cache_dir, progress)
+    facts = _all_facts(cases, cache_dir, progress, fresh=fresh)
     by_case = {
         case.name: {column: facts[path, _kind(column)] for column, path in case.files().items()} for case in cases
     }
@@ -112,12 +114,14 @@ def _kind(column: str) -> Kind:
 
 
 def _all_facts(
-    cases: Sequence[Case], cache_dir: Path | None, progress: Callable[[int, int], None] | None
+    cases: Sequence[Case], cache_dir: Path | None, progress: Callable[[int, int], None] | None, *, fresh: bool
 ) -> dict[tuple[Path, Kind], FileFacts]:
     wanted = list(dict.fromkeys((path, _kind(column)) for case in cases for column, path in case.files().items()))
     facts = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        tasks = {pool.submit(file_facts, path, kind, cache_dir=cache_dir): (path, kind) for path, kind in wanted}
+        tasks = {
+            pool.submit(file_facts, path, kind, cache_dir=cache_dir, fresh=fresh): (path, kind) for path, kind in wanted
+        }
         for done, task in enumerate(as_completed(tasks), start=1):
             facts[tasks[task]] = task.result()
             if progress is not None:

@@ -89,6 +89,7 @@ def check_images(
     others: Mapping[str, StimulusSet] | None = None,
     *,
     cache_dir: Path | None = None,
+    fresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageReport:
     """Read every image and report all that is wrong; a bad file is a finding, not an exception.
@@ -97,12 +98,13 @@ def check_images(
         stimuli: Images that are learned from, or of all splits.
         others: Split → images of it that another file lists.
         cache_dir: Folder in which facts about files are kept by content; the user's cache by default.
+        fresh: Hash every file anew, whatever is remembered of it.
         progress: Told how many of how many files are done.
     """
     more = dict(others or {})
     sets = {"": stimuli, **more}
     paths = list(dict.fromkeys(one.path for each in sets.values() for one in each.stimuli))
-    facts = _all_facts(paths, cache_dir, progress)
+    facts = _all_facts(paths, cache_dir, progress, fresh=fresh)
     rows = [
         _row(one, split or one.split or ("training" if more else ""), each, facts)
         for split, each in sets.items()
@@ -131,11 +133,11 @@ def check_images(
 
 
 def _all_facts(
-    paths: Sequence[Path], cache_dir: Path | None, progress: Callable[[int, int], None] | None
+    paths: Sequence[Path], cache_dir: Path | None, progress: Callable[[int, int], None] | None, *, fresh: bool
 ) -> dict[Path, ImageFacts]:
     facts = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        tasks = {pool.submit(_facts, path, cache_dir): path for path in paths}
+        tasks = {pool.submit(_facts, path, cache_dir, fresh=fresh): path for path in paths}
         for done, task in enumerate(as_completed(tasks), start=1):
             facts[tasks[task]] = task.result()
             if progress is not None:
@@ -143,12 +145,12 @@ def _all_facts(
     return facts
 
 
-def _facts(path: Path, cache_dir: Path | None) -> ImageFacts:
+def _facts(path: Path, cache_dir: Path | None, *, fresh: bool) -> ImageFacts:
     """Measure an image, or recall what was measured."""
     store = _store(cache_dir or default_cache_dir())
     digest = ""
     try:
-        digest = file_sha256(path, cache_dir=cache_dir)
+        digest = file_sha256(path, cache_dir=cache_dir, fresh=fresh)
         if (known := store.get(digest)) is not None:
             return ImageFacts(**{**known, "size": tuple(known["size"])})
         kind = image_kind(path)

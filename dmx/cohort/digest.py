@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 import stat
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dmx.cohort.cache import FactStore, default_cache_dir
 from dmx.cohort.case import Case, Cohort
@@ -18,10 +19,20 @@ _DIGEST_LENGTH = 32
 _THREADS = 4
 # A file that changed this recently can change again without a new time stamp.
 _SETTLED_NS = 2_000_000_000
+_LAST_BYTES = 64
 
 
-def file_sha256(path: str | Path, *, cache_dir: Path | None = None) -> str:
-    """Return the SHA-256 of a file, remembered by path, size and time of change.
+def file_sha256(path: str | Path, *, cache_dir: Path | None = None, fresh: bool = False) -> str:
+    """Return the SHA-256 of a file, remembered by its path, size, times, inode and last bytes.
+
+    The time of the last change of the inode (``ctime``) cannot be set: a file that took another's place with its size
+    and its date, as by ``cp -p`` or from an archive, is read. The last bytes, in a ``.gz`` file the checksum of what it
+    holds, serve where a file system keeps no such time.
+
+    Args:
+        path: The file.
+        cache_dir: Folder in which hashes are remembered; the user's cache by default.
+        fresh: Read the file whatever is remembered.
 
     Raises:
         CohortError: The file cannot be read.
@@ -33,17 +44,27 @@ def file_sha256(path: str | Path, *, cache_dir: Path | None = None) -> str:
         # A pipe would wait for ever, a device never end.
         if not stat.S_ISREG(status.st_mode):
             raise CohortError(f"'{path}' cannot be read: it is not a file.")
-        key = hashlib.sha256(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-        if (known := store.get(key.hexdigest())) is not None:
-            return str(known)
         with path.open("rb") as file:
+            key = _identity(path, status, file)
+            if not fresh and (known := store.get(key)) is not None:
+                return str(known)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
         raise CohortError(f"'{path}' cannot be read: {reason}.") from error
-    if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
-        store.put(key.hexdigest(), digest)
+    if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:
+        store.put(key, digest)
     return digest
+
+
+def _identity(path: Path, status: os.stat_result, file: BinaryIO) -> str:
+    """Return what a file is remembered by; the file is at its beginning then."""
+    file.seek(max(0, status.st_size - _LAST_BYTES))
+    last = file.read(_LAST_BYTES)
+    file.seek(0)
+    numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+    known = "\0".join([str(path), *map(str, numbers)]).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(known + b"\0" + last).hexdigest()
 
 
 def files_sha256(paths: Iterable[Path], *, cache_dir: Path | None = None) -> dict[Path, str]:
@@ -90,4 +111,4 @@ def _said_of_the_case(cohort: Cohort, case: Case) -> list[Any]:
 
 @cache
 def _store(folder: Path) -> FactStore:
-    return FactStore(folder / "file_sha256.jsonl")
+    return FactStore(folder / "file_sha256_v2.jsonl")

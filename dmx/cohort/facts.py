@@ -56,12 +56,19 @@ class FileFacts:
     counts: tuple[tuple[float, int], ...] = ()
 
 
-def file_facts(path: Path, kind: Kind, *, cache_dir: Path | None = None) -> FileFacts:
-    """Measure a file, or recall what was measured; a file that cannot be used is a fact, not an exception."""
+def file_facts(path: Path, kind: Kind, *, cache_dir: Path | None = None, fresh: bool = False) -> FileFacts:
+    """Measure a file, or recall what was measured; a file that cannot be used is a fact, not an exception.
+
+    Args:
+        path: The file.
+        kind: What it holds.
+        cache_dir: Folder in which facts are kept; the user's cache by default.
+        fresh: Hash the file whatever is remembered of it.
+    """
     store = _store(cache_dir or default_cache_dir())
     digest = ""
     try:
-        digest = file_sha256(path, cache_dir=cache_dir)
+        digest = file_sha256(path, cache_dir=cache_dir, fresh=fresh)
         # What the same bytes mean depends on how the file is packed, which its name says.
         key = f"{digest}.{kind}.{''.join(path.suffixes[-2:])}"
         if (known := store.get(key)) is not None:

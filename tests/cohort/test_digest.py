@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,44 @@ def test_the_hash_is_that_of_the_content_and_is_remembered(tmp_path: Path, monke
     path.write_bytes(b"nacs")
     assert file_sha256(path) == hashlib.sha256(b"nacs").hexdigest(), "a file of this moment is not remembered"
     os.utime(path, (1e9, 1e9))
+    monkeypatch.setattr(digest_module, "_SETTLED_NS", -1)
     file_sha256(path)
     monkeypatch.setattr(digest_module.hashlib, "file_digest", lambda *_: pytest.fail("the file was read"))
     digest_module._store.cache_clear()
     assert file_sha256(path) == hashlib.sha256(b"nacs").hexdigest()
     with pytest.raises(CohortError, match="there is no such file"):
         file_sha256(tmp_path / "b")
+
+
+def test_a_file_that_takes_the_place_of_another_with_its_size_and_date_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_module, "_SETTLED_NS", -1)
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"scan" + bytes(100))
+    other.write_bytes(b"nacs" + bytes(100))
+    for file in (path, other):
+        os.utime(file, (1e9, 1e9))
+    first = file_sha256(path)
+    shutil.copy2(other, path)
+    assert file_sha256(path) == file_sha256(other) != first
+    path.write_bytes(b"scan" + bytes(100))
+    os.utime(path, (1e9, 1e9))
+    assert file_sha256(path) == first
+    other.replace(path)
+    assert file_sha256(path) != first
+
+
+def test_what_is_remembered_can_be_left_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest_module, "_SETTLED_NS", -1)
+    path = tmp_path / "a"
+    path.write_bytes(b"scan")
+    monkeypatch.setattr(digest_module, "_identity", lambda *_: "the same")
+    first = file_sha256(path)
+    path.write_bytes(b"nacs")
+    assert file_sha256(path) == first
+    assert file_sha256(path, fresh=True) == hashlib.sha256(b"nacs").hexdigest()
+    assert file_sha256(path) != first
 
 
 def test_the_digest_is_that_of_the_content_alone(
