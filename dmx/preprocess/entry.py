@@ -22,7 +22,7 @@ from dmx.geometry import Triple
 from dmx.preprocess.native import Geometry
 from dmx.preprocess.pipeline import PreparedCase
 
-FORMAT = 2
+FORMAT = 4
 INDEX = "entry.json"
 ARRAYS = "arrays.bin"
 # Cache lines of current processors.
@@ -108,6 +108,12 @@ class CachedCase:
         return Geometry.from_dict(self.index["geometry"])
 
     @property
+    def volumes(self) -> Mapping[str, Sequence[float]]:
+        """Class or ``roi`` → its volume in ml in the file and here, where the scan was resampled or cropped."""
+        volumes: Mapping[str, Sequence[float]] = self.index["volumes"]
+        return volumes
+
+    @property
     def shape(self) -> Triple:
         """Voxels of the prepared arrays."""
         return self.geometry.shape
@@ -169,6 +175,7 @@ def write_entry(folder: Path, prepared: PreparedCase, *, classes: Iterable[Seque
                 name: _append(file, np.cumsum(array, axis=None, dtype=np.float64)) for name, array in maps.items()
             },
             "centers": {category: places[id(array)] for category, array in centers.items()},
+            "volumes": {name: list(pair) for name, pair in prepared.volumes.items()},
             "num_bytes": file.tell(),
         }
         flush_file(file)

@@ -11,10 +11,11 @@ from dmx.cohort.grid import NiftiGrid
 from dmx.cohort.volume import orientation
 from dmx.geometry import Triple, triple
 from dmx.preprocess import resample
+from dmx.preprocess.label_maps import LabelAxis, apply_labels, label_axes
 from dmx.preprocess.orient import Flips, axes_and_flips, orient, orient_back
 from dmx.preprocess.resample import Matrix, Order, Spacing
 
-Kind = Literal["spline", "linear", "labels"]
+Kind = Literal["spline", "linear", "labels", "region"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +96,20 @@ def forward(array_IJK: NDArray[Any], geometry: Geometry, *, kind: Kind) -> NDArr
     Args:
         array_IJK: In the scan's own order of axes.
         geometry: Where it goes.
-        kind: ``spline`` interpolates with cubic splines, ``linear`` linearly, ``labels`` each label's region linearly.
+        kind: ``spline`` interpolates with cubic splines, ``linear`` linearly. ``labels`` keeps the volume of each label
+            and what is thin, ``region`` takes what fills most of a voxel.
 
     Returns:
         [I, J, K] of ``geometry.shape``, C order; float32 where it was interpolated, otherwise of the array's type.
     """
     turned = orient(array_IJK, geometry.axes, geometry.flips)
     box = _box(geometry)
-    if geometry.resampled:
+    if geometry.resampled and kind in ("labels", "region"):
+        # As a whole: what becomes of a voxel depends on those around it, which a crop may leave out.
+        turned = apply_labels(turned, _label_axes(geometry, back=False), keep=kind == "labels")[box]
+    elif geometry.resampled:
         whole = _matrices(geometry, order=3 if kind == "spline" else 1, back=False)
-        kept = [matrix[part] for matrix, part in zip(whole, box, strict=True)]
-        turned = resample.apply_labels(turned, kept) if kind == "labels" else resample.apply(turned, kept)
+        turned = resample.apply(turned, [matrix[part] for matrix, part in zip(whole, box, strict=True)])
     else:
         turned = turned[box]
     if any(geometry.pad_before) or any(geometry.pad_after):
@@ -116,8 +120,8 @@ def forward(array_IJK: NDArray[Any], geometry: Geometry, *, kind: Kind) -> NDArr
 def restore_labels(labels_IJK: NDArray[Any], geometry: Geometry) -> tuple[NDArray[Any], NiftiGrid]:
     """Bring a label map back to the scan's grid; voxels outside of the crop become 0.
 
-    Without resampling each voxel returns as it was. With it, every class's region is interpolated linearly and the
-    largest share wins; where probabilities are at hand, ``restore_probabilities(…)[0].argmax(0)`` is finer.
+    Without resampling each voxel returns as it was. With it, see :func:`~dmx.preprocess.label_maps.apply_labels`; where
+    probabilities are at hand, ``restore_probabilities(…)[0].argmax(0)`` is finer.
 
     Args:
         labels_IJK: Integers of ``geometry.shape``.
@@ -128,7 +132,7 @@ def restore_labels(labels_IJK: NDArray[Any], geometry: Geometry) -> tuple[NDArra
     """
     full = _unpad_uncrop(labels_IJK, geometry, outside=0)
     if geometry.resampled:
-        full = resample.apply_labels(full, _matrices(geometry, order=1, back=True))
+        full = apply_labels(full, _label_axes(geometry, back=True))
     return np.ascontiguousarray(orient_back(full, geometry.axes, geometry.flips)), geometry.grid
 
 
@@ -147,6 +151,45 @@ def restore_probabilities(
     return restore_maps(probabilities_CIJK, geometry, outside=(1.0, *[0.0] * (len(probabilities_CIJK) - 1)))
 
 
+def restore_most_probable(probabilities_CIJK: NDArray[Any], geometry: Geometry) -> tuple[NDArray[Any], NiftiGrid]:
+    """Return the most probable class of each voxel of the scan's grid.
+
+    The same as the arg-max of :func:`restore_probabilities`, of which no more than one map is held at a time.
+
+    Args:
+        probabilities_CIJK: One map per class, background first, each of ``geometry.shape``.
+        geometry: Where they came from.
+
+    Returns:
+        uint8 [I, J, K] in the scan's own axes, int16 for more than 256 classes, and the grid to write it with.
+    """
+    dtype = np.uint8 if len(probabilities_CIJK) <= 256 else np.int16
+    labels = np.zeros(geometry.grid.shape, dtype=dtype)
+    # A copy: without resampling the map is a view of what came in.
+    highest = restore_one(probabilities_CIJK[0], geometry, outside=1.0).copy()
+    for index, one in enumerate(probabilities_CIJK[1:], 1):
+        current = restore_one(one, geometry)
+        # The first of equal ones counts, as with an arg-max.
+        better = current > highest
+        labels[better] = index
+        np.maximum(highest, current, out=highest)
+    return labels, geometry.grid
+
+
+def restore_one(map_IJK: NDArray[Any], geometry: Geometry, *, outside: float = 0.0) -> NDArray[np.float32]:
+    """Bring one map back to the scan's grid, linearly; float32 [I, J, K] in the scan's own axes.
+
+    Args:
+        map_IJK: Of ``geometry.shape``.
+        geometry: Where it came from.
+        outside: Value outside of the crop.
+    """
+    full = _unpad_uncrop(map_IJK, geometry, outside=outside)
+    if geometry.resampled:
+        full = resample.apply(full, _matrices(geometry, order=1, back=True))
+    return orient_back(full, geometry.axes, geometry.flips).astype(np.float32, copy=False)
+
+
 def restore_maps(
     maps_CIJK: NDArray[Any], geometry: Geometry, *, outside: Sequence[float] | None = None
 ) -> tuple[NDArray[np.float32], NiftiGrid]:
@@ -158,12 +201,8 @@ def restore_maps(
         outside: Value of each map outside of the crop; ``None``: 0.
     """
     result = np.empty((len(maps_CIJK), *geometry.grid.shape), dtype=np.float32)
-    per_axis = _matrices(geometry, order=1, back=True) if geometry.resampled else None
     for index, one in enumerate(maps_CIJK):
-        full = _unpad_uncrop(one, geometry, outside=0.0 if outside is None else outside[index])
-        if per_axis is not None:
-            full = resample.apply(full, per_axis)
-        result[index] = orient_back(full, geometry.axes, geometry.flips)
+        result[index] = restore_one(one, geometry, outside=0.0 if outside is None else outside[index])
     return result, geometry.grid
 
 
@@ -177,11 +216,20 @@ def _box(geometry: Geometry) -> tuple[slice, ...]:
 
 
 def _matrices(geometry: Geometry, *, order: Order, back: bool) -> tuple[Matrix, Matrix, Matrix]:
+    return resample.matrices(*_way(geometry, back=back), order=order)
+
+
+def _label_axes(geometry: Geometry, *, back: bool) -> tuple[LabelAxis, LabelAxis, LabelAxis]:
+    return label_axes(*_way(geometry, back=back))
+
+
+def _way(geometry: Geometry, *, back: bool) -> tuple[Triple, Triple, list[float]]:
+    """Return the shape to come from, the shape to go to, and the size of its voxels in those of the former."""
     own = [geometry.grid.spacing[axis] for axis in geometry.axes]
     steps = [target / source for source, target in zip(own, geometry.spacing, strict=True)]
     if back:
-        return resample.matrices(geometry.full_shape, geometry.turned_shape, [1 / step for step in steps], order=order)
-    return resample.matrices(geometry.turned_shape, geometry.full_shape, steps, order=order)
+        return geometry.full_shape, geometry.turned_shape, [1 / step for step in steps]
+    return geometry.turned_shape, geometry.full_shape, steps
 
 
 def _unpad_uncrop(array_IJK: NDArray[Any], geometry: Geometry, *, outside: float) -> NDArray[Any]:

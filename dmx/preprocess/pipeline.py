@@ -1,7 +1,7 @@
 """One case, from its files to the arrays that the network sees."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dmx.cohort.regions import IGNORED
 from dmx.cohort.volume import read_grid, read_volume
 from dmx.errors import CohortError
 from dmx.preprocess.contract import Contract, first_channel
+from dmx.preprocess.kept import class_volumes
 from dmx.preprocess.native import Geometry, cropped, forward, plan_geometry
 from dmx.preprocess.normalize import normalize_channel
 from dmx.preprocess.region import Region, bounding_box, foreground, nonzero
@@ -33,6 +34,7 @@ class PreparedCase:
         roi: 0 or 1, uint8 [I, J, K]; ``None`` without one.
         weight_maps: Sampling weights by name, float32 [I, J, K].
         geometry: The way back to the scan's grid.
+        volumes: Class or ``roi`` → its volume in ml in the file and here; only where the scan was resampled or cropped.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PreparedCase:
     roi: NDArray[np.uint8] | None
     weight_maps: Mapping[str, NDArray[np.float32]]
     geometry: Geometry
+    volumes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
@@ -61,7 +64,7 @@ def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
     if measured_in is None:
         measured = np.ones(geometry.shape, dtype=np.bool_)
     else:
-        measured = forward(measured_in, geometry, kind="labels")
+        measured = forward(measured_in, geometry, kind="labels" if measured_in is roi else "region")
     channels = np.empty((len(contract.channels), *geometry.shape), dtype=np.float32)
     for index, (name, image) in enumerate(images.items()):
         if image is None:
@@ -69,7 +72,12 @@ def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
             continue
         placed = forward(image, geometry, kind="spline")
         channels[index] = normalize_channel(placed, measured, settings.normalize, case=case.name, channel=name)
-    labels = None if case.label_map is None else _labels(reader, case.label_map, contract, geometry)
+    indices = None if case.label_map is None else _indices(reader, case.label_map, contract)
+    labels = None if indices is None else forward(indices, geometry, kind="labels")
+    placed_roi = None if roi is None else forward(roi, geometry, kind="labels").astype(np.uint8)
+    volumes = {} if roi is None or placed_roi is None else class_volumes(roi, placed_roi, geometry, {"roi": (1,)})
+    if indices is not None and labels is not None:
+        volumes = class_volumes(indices, labels, geometry, contract.scored) | volumes
     weight_maps = {name: _weights(reader, name, path, geometry) for name, path in case.weight_maps.items()}
     if labels is not None and contract.ignore is not None:
         weight_maps = {name: np.where(labels == IGNORED, np.float32(0), map_) for name, map_ in weight_maps.items()}
@@ -77,9 +85,10 @@ def preprocess_case(case: Case, contract: Contract) -> PreparedCase:
         name=case.name,
         channels=channels,
         labels=labels,
-        roi=None if roi is None else forward(roi, geometry, kind="labels").astype(np.uint8),
+        roi=placed_roi,
         weight_maps=weight_maps,
         geometry=geometry,
+        volumes=volumes,
     )
 
 
@@ -139,7 +148,7 @@ def _regions(
 
 
 def _crop(case: Case, region: Region, geometry: Geometry, margin: int) -> Geometry:
-    box = bounding_box(forward(region, geometry, kind="labels"), margin)
+    box = bounding_box(forward(region, geometry, kind="region" if case.roi is None else "labels"), margin)
     if box is None:
         raise CohortError(
             f"case '{case.name}': nothing is left of its roi at the voxel size {geometry.spacing}. Use a smaller "
@@ -179,9 +188,8 @@ def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: 
     return classes
 
 
-def _labels(reader: _Reader, path: Path, contract: Contract, geometry: Geometry) -> NDArray[Any]:
-    indices = class_indices(reader.read("label map", path), contract, case=reader.case.name, path=path)
-    return forward(indices, geometry, kind="labels")
+def _indices(reader: _Reader, path: Path, contract: Contract) -> NDArray[Any]:
+    return class_indices(reader.read("label map", path), contract, case=reader.case.name, path=path)
 
 
 def _weights(reader: _Reader, name: str, path: Path, geometry: Geometry) -> NDArray[np.float32]:

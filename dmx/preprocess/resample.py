@@ -86,20 +86,3 @@ def apply(array_IJK: NDArray[Any], per_axis: Sequence[Matrix]) -> NDArray[np.flo
     volume = (along_i @ volume.reshape(volume.shape[0], -1)).reshape(-1, *volume.shape[1:])
     result: NDArray[np.float32] = np.matmul(along_j, volume) @ along_k.T
     return result
-
-
-def apply_labels(labels_IJK: NDArray[Any], per_axis: Sequence[Matrix]) -> NDArray[Any]:
-    """Interpolate each label's region linearly and take the label with the largest share; the smallest at a tie."""
-    values = np.unique(labels_IJK)
-    shape = [matrix.shape[0] for matrix in per_axis]
-    winner = np.full(shape, values[0], dtype=labels_IJK.dtype)
-    if len(values) == 1:
-        return winner
-    largest = apply(labels_IJK == values[0], per_axis)
-    for value in values[1:]:
-        share = apply(labels_IJK == value, per_axis)
-        # The same share computed in another order of sums differs in the last digits.
-        better = share > largest + 1e-5
-        winner[better] = value
-        np.maximum(largest, share, out=largest)
-    return winner

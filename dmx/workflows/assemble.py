@@ -24,7 +24,7 @@ from dmx.workflows.handed import Handed
 from dmx.workflows.privacy import hiding
 from dmx.workflows.scoring import CheckedScoring, assemble_scoring, check_scoring
 from dmx.workflows.session import Session
-from dmx.workflows.source import case_source, prepare_cases
+from dmx.workflows.source import case_source, kept_of, prepare_cases
 from dmx.workflows.validation import Validation
 
 
@@ -195,4 +195,5 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
         state=new_state(checked.network, checked.settings, received=received, optimizer=checked.optimizer),
         sampler=sampler,
         validate=validate if held_out else None,
+        kept=kept_of(cached, checked.contract, session),
     )

@@ -1,6 +1,6 @@
 """A training before it begins: checked, then with its data prepared; the same shape for every task."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from dmx.config.sections import Experiment
 from dmx.model.network import TrainableNetwork
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import ImageContract
+from dmx.preprocess.kept import KeptVolume
 from dmx.sampling.batch import Batch
 from dmx.sampling.order import Key
 from dmx.sampling.prefetch import Prefetcher
@@ -99,12 +100,14 @@ class Assembled:
         state: The training before its first step.
         sampler: Gives batches.
         validate: Scores the network; None where nothing is scored.
+        kept: What resampling and cropping left of each class.
     """
 
     checked: Checked
     state: TrainState
     sampler: Sampler
     validate: Validate | None
+    kept: Sequence[KeptVolume] = ()
 
     def batches(self) -> AbstractContextManager[Prefetcher[Key, Batch]]:
         """Return the batches by (epoch, step, part), prepared ahead by the experiment's workers.

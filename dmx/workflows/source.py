@@ -10,7 +10,9 @@ import torch
 from dmx.cohort.case import Case
 from dmx.preprocess.cache import CachedCase, CaseCache
 from dmx.preprocess.contract import Contract
+from dmx.preprocess.kept import KeptVolume, kept_volumes, kept_warnings
 from dmx.sampling.source import CaseData, CaseSource, DeviceSource, MemoryMappedSource
+from dmx.workflows.session import Session
 
 Progress = Callable[[int, int, str], None]
 
@@ -26,6 +28,14 @@ def prepare_cases(
     """Prepare cases once per content and contract; what is cached is only looked up."""
     processes = max(1, min(len(os.sched_getaffinity(0)), 8))
     return CaseCache(cache_folder(root)).prepare(cases, contract, progress=progress, processes=processes)
+
+
+def kept_of(cached: Sequence[CachedCase], contract: Contract, session: Session) -> list[KeptVolume]:
+    """Return what resampling and cropping left of each class, and warn of what it lost."""
+    rows = kept_volumes((case.name, case.volumes) for case in cached)
+    for sentence in kept_warnings(rows, spacing=contract.spacing):
+        session.warn(sentence)
+    return rows
 
 
 def case_data(cached: CachedCase) -> CaseData:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dmx.config.sections import Experiment
 from dmx.evaluation.figures import curves_figure
+from dmx.preprocess.kept import kept_csv
 from dmx.tracking.history import History, as_numbers
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.recorder import Recorder, Save
@@ -137,6 +138,8 @@ def run_fit(
 ) -> Trainee:
     """Train, record, and end the run."""
     checked = assembled.checked
+    if assembled.kept:
+        run.log_text("cohort/kept_volumes.csv", kept_csv(assembled.kept))
     with assembled.batches() as batches, advised(checked), helping(assembled, session) as helpers:
         result = fit_in_run(
             run,

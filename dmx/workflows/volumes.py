@@ -1,6 +1,6 @@
 """Predict cases with a trained network, on the grid of their scans."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from dmx.evaluation.features import FeatureMaps
 from dmx.evaluation.tiling import Predictor, Progress
 from dmx.geometry import triple
 from dmx.preprocess.contract import Contract
-from dmx.preprocess.native import restore_labels, restore_maps, restore_probabilities
+from dmx.preprocess.native import Geometry, restore_labels, restore_maps, restore_most_probable, restore_one
 from dmx.preprocess.pipeline import PreparedCase, preprocess_case
 from dmx.workflows.checked import AnyContract
 from dmx.workflows.data import require_no_errors
@@ -33,15 +33,32 @@ class NativePrediction:
         prepared: The case as the network saw it.
         grid: Grid of the scan.
         labels: Class indices [I, J, K].
-        probabilities: float32 [classes, I, J, K]; None unless they were asked for.
+        probabilities: A map float32 [I, J, K] per class, each made when it is asked for; None unless they were wanted.
         features: Layer name → float32 [channels, I, J, K].
     """
 
     prepared: PreparedCase
     grid: NiftiGrid
     labels: NDArray[Any]
-    probabilities: NDArray[np.float32] | None
+    probabilities: "NativeMaps | None"
     features: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class NativeMaps:
+    """Probability maps on the grid of a scan; going through them holds one at a time.
+
+    Attributes:
+        prepared_CIJK: The maps on the grid of the network, background first.
+        geometry: The way back.
+    """
+
+    prepared_CIJK: NDArray[Any]
+    geometry: Geometry
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for index, one in enumerate(self.prepared_CIJK):
+            yield restore_one(one, self.geometry, outside=float(index == 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +94,14 @@ class CasePredictor:
             return NativePrediction(prepared=prepared, grid=grid, labels=labels, probabilities=None, features={})
         maps = FeatureMaps(self.layers) if self.layers else None
         found = self.predictor.probabilities(channels, roi=roi, progress=progress, features=maps)
-        native, grid = restore_probabilities(_background_outside(found).cpu().numpy(), prepared.geometry)
-        labels = native.argmax(axis=0).astype(np.uint8 if len(native) <= 256 else np.int16)
+        probabilities = _background_outside(found).cpu().numpy()
+        labels, grid = restore_most_probable(probabilities, prepared.geometry)
         volumes = {} if maps is None else maps.volumes
         return NativePrediction(
             prepared=prepared,
             grid=grid,
             labels=labels,
-            probabilities=native if self.with_probabilities else None,
+            probabilities=NativeMaps(probabilities, prepared.geometry) if self.with_probabilities else None,
             features={name: restore_maps(v.numpy(), prepared.geometry)[0] for name, v in volumes.items()},
         )
 

@@ -142,11 +142,14 @@ def test_a_file_on_another_grid_is_named(make_case, tmp_path: Path) -> None:
         preprocess_case(replace(make_case(), roi=tmp_path / "small.nii"), contract())
 
 
-def test_a_roi_that_resampling_loses_is_named(make_case) -> None:
+def test_a_roi_smaller_than_a_voxel_stays_and_its_volumes_are_told(make_case) -> None:
     roi = np.zeros(SHAPE)
     roi[4, 4, 4] = 1
-    with pytest.raises(CohortError, match="nothing is left of its roi"):
-        preprocess_case(make_case(roi=roi), contract(crop_to_roi=True, spacing=(4.0, 8.0, 12.0)))
+    found = preprocess_case(make_case(roi=roi), contract(crop_to_roi=True, spacing=(4.0, 8.0, 12.0)))
+    assert found.roi is not None
+    assert found.roi.sum() == 1
+    assert found.volumes["roi"] == (0.006, 0.384)
+    assert preprocess_case(make_case(), contract()).volumes == {}
 
 
 def test_padding_reflects_everything_before_normalization(make_case) -> None:

@@ -33,21 +33,6 @@ def test_a_constant_stays_constant_up_to_the_border(order: resample.Order) -> No
     np.testing.assert_allclose(resample.apply(np.full((5, 6, 7), 3.0), per_axis), 3.0, rtol=1e-5)
 
 
-def test_labels_never_mix(rng: np.random.Generator) -> None:
-    labels = rng.choice(np.array([0, 3, 250], dtype=np.uint8), size=(8, 8, 8))
-    per_axis = resample.matrices((8, 8, 8), (13, 5, 8), (0.6, 1.6, 1.0), order=1)
-    result = resample.apply_labels(labels, per_axis)
-    assert result.dtype == np.uint8
-    assert set(np.unique(result)) <= {0, 3, 250}
-    assert set(np.unique(resample.apply(labels, per_axis))) > {0, 3, 250}
-
-
-def test_a_tie_goes_to_the_smallest_label() -> None:
-    labels = np.array([2, 2, 1, 1]).reshape(4, 1, 1)
-    middle = resample.matrices((4, 1, 1), (1, 1, 1), (1.0, 1.0, 1.0), order=1)
-    assert resample.apply_labels(labels, middle).item() == 1
-
-
 def test_sizes_round_half_up_and_are_at_least_1() -> None:
     assert resample.resampled_shape((5, 7, 1), (1.0, 1.0, 1.0), (2.0, 2.0, 9.0)) == (3, 4, 1)
     assert resample.same_spacing((1.0, 1.0, 1.0), (1.00001, 1.0, 1.0))

@@ -1,5 +1,6 @@
 """A warning of a check reaches the terminal once, and the run: its log, its artifacts and its summary."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,25 @@ def test_images_are_checked_before_they_train(project: Path) -> None:
     (project / "gray/validation_0.png").write_bytes(twice.read_bytes())
     with pytest.raises(CohortError, match=r"holds the same picture as .* in training"):
         train(image_settings(table), session(project))
+
+
+def test_what_resampling_takes_from_a_class_is_a_warning_before_the_first_step(project: Path, manifest: Path) -> None:
+    case = read_manifest(manifest).cases[1]
+    assert case.label_map is not None
+    grid = read_grid(case.label_map)
+    thin = np.zeros(grid.shape)
+    thin[4:12, 9, 6] = 1
+    write_volume(case.label_map, thin, grid, dtype=np.uint8)
+    teller = Teller()
+    coarse = settings(manifest, preprocess={"spacing": [3.0, 3.0, 3.0]}, sampling={"segment": 9})
+    done = train(coarse, session(project, teller))
+    begun = next(n for n, sentence in enumerate(teller.sentences) if sentence.startswith("Run "))
+    gains = "At voxels of 3 x 3 x 3 mm class 'ball' gains more than 5 % of its volume in "
+    assert any(sentence.startswith(f"Warning: {gains}") for sentence in teller.sentences[:begun])
+    files = open_store(root=project).local_artifacts(done.run.id)
+    assert files is not None
+    with (files / "cohort/kept_volumes.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 4
+    assert float(rows["case_1"]["share"]) > 1.3
+    assert 0.85 < float(rows["case_0"]["share"]) < 1.15
