@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dmx.api.models import load_model
 from dmx.api.places import Logged, locate, open_place, run_name
@@ -37,6 +37,7 @@ def finetune(
     keep_optimizer: bool = False,
     allow_leak: bool = False,
     strict: bool = False,
+    recipe: Literal["inherited", "default"] | None = None,
     name: str | None = None,
     store: Store = None,
 ) -> Training:
@@ -44,13 +45,15 @@ def finetune(
 
     Args:
         source: The run whose network it is, as for ``load_model``.
-        experiment: YAML file of the new training, or its settings as a mapping; ``model`` and ``preprocess`` may be
-            left out. A relative manifest is taken from the file's folder, else from the working directory.
+        experiment: YAML file of the new training, or its settings as a mapping; whatever it leaves out is as in the
+            source. A relative manifest is taken from the file's folder, else from the working directory.
         checkpoint: ``best``, ``last``, ``initial`` or ``epoch=N`` of the source; ``None``: the best, else the last.
         overrides: Changes of settings, ``section.key=value``, as after ``--set``.
         keep_optimizer: Keep the source's moments; the schedule still begins anew.
         allow_leak: Go on when validation cases were in the training of the source.
         strict: Refuse to freeze what is still as it was initialized.
+        recipe: ``default``: only the network and what it sees are as in the source, all else that is left out is dmx's
+            default; ``None``: as the experiment says, else ``inherited``.
         name: The run's name.
         store: Store of the source and of the new run; ``None``: as on the command line. There is always a run.
 
@@ -71,6 +74,7 @@ def finetune(
         keep_optimizer=keep_optimizer,
         allow_leak=allow_leak,
         strict=strict,
+        recipe=recipe,
         name=name,
         settings=raw,
     )

@@ -47,7 +47,7 @@ def train(
 ) -> None:
     """Train a network on a cohort, as a new run; with a section 'transfer' it receives weights first."""
     from dmx.config.freeze import freeze_overrides
-    from dmx.config.load import load_experiment, read_given
+    from dmx.config.load import build_experiment, read_given
     from dmx.workflows.train import train as run_training
     from dmx.workflows.transfer import train_transferred, transfer_and_train
 
@@ -62,14 +62,14 @@ def train(
             )
         )
         return
-    settings = load_experiment(experiment, changes)
     if from_run is not None:
         _run(
             lambda session: train_transferred(
-                settings, from_run, session, name=name, strict=strict, allow_leak=allow_leak
+                raw, from_run, session, path=experiment, name=name, strict=strict, allow_leak=allow_leak
             )
         )
         return
+    settings = build_experiment(raw, source=str(experiment), folder=experiment.resolve().parent)
     _run(lambda session: run_training(settings, session, name=name, strict=strict))
 
 
@@ -85,6 +85,14 @@ def finetune(
     keep_optimizer: Annotated[
         bool, typer.Option("--keep-optimizer", help="Keep the source's moments; the schedule still begins anew.")
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="inherited|default",
+            help="What EXPERIMENT leaves out: as in the source (inherited), or dmx's defaults (default).",
+        ),
+    ] = None,
     strict: Strict = False,
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
@@ -103,6 +111,7 @@ def finetune(
         keep_optimizer=keep_optimizer,
         allow_leak=allow_leak,
         strict=strict,
+        recipe=recipe,
         name=name,
     )
     _run(lambda session: run_finetuning(request, session, uri=store))

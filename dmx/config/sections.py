@@ -218,6 +218,8 @@ class Experiment:
     """`deepmedic` computes exactly what DeepMedic v0.8.4 does: borders, subsampling, statistics, optimizers."""
     seed: int = 0
     """Seed of every random draw."""
+    recipe: Literal["inherited", "default"] = "inherited"
+    """What a fine-tuning uses where the experiment says nothing: the source's settings, or the defaults."""
     cohort: CohortSection = field(default_factory=lambda: CohortSection(manifest=""))
     """Volumes to learn from."""
     stimuli: StimuliSection | None = None

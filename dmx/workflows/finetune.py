@@ -1,6 +1,5 @@
 """Fine-tune: a run's network on another cohort, with an optimizer that begins anew."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,23 +19,14 @@ from dmx.transfer.channels import by_name, by_name_or_place
 from dmx.workflows.assemble import check_training
 from dmx.workflows.checked import AnyContract, Checked
 from dmx.workflows.identity import find_leaks, require_no_leak
-from dmx.workflows.inherited import inherited_settings
+from dmx.workflows.inherited import difference_file, difference_table, differences, inherited, resolved
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start, described_source, source_params, trained_tags
 from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import TrainedNetwork, open_network
 
-# What does not change what is learned is no difference worth telling.
-_NOT_TOLD = (
-    "name",
-    "description",
-    "tracking.",
-    "training.device",
-    "training.threads",
-    "training.processes",
-    "sampling.workers",
-)
-
+_RECIPES = ("inherited", "default")
+_LEAVE_OUT = "Leave 'model' out to fine-tune, or use 'dmx transfer' for another network."
 
 KEPT = "kept: --keep-optimizer"
 """What the tag ``dmx.optimizer_state`` says where the source's moments are kept."""
@@ -47,13 +37,14 @@ class FinetuneRequest:
     """What to fine-tune and how.
 
     Attributes:
-        experiment: YAML file of the new training; ``model``, ``preprocess`` and ``compatibility`` may be left out.
+        experiment: YAML file of the new training; whatever it leaves out is as in the source.
         run: The source: id, unique prefix, ``experiment/run-name`` or ``experiment/last``.
         checkpoint: Name of its checkpoint; ``None``: the best one, else the last one.
         overrides: Changes of settings, ``section.key=value``.
         keep_optimizer: Keep the source's moments; the schedule still begins anew.
         allow_leak: Go on when validation cases were in the training of the source.
         strict: Refuse to freeze what is still as it was initialized.
+        recipe: ``inherited`` or ``default``, see :func:`settings_for`; ``None``: as the experiment says.
         name: Name of the run.
         settings: Settings instead of the file's, which need not be there then.
     """
@@ -65,6 +56,7 @@ class FinetuneRequest:
     keep_optimizer: bool = False
     allow_leak: bool = False
     strict: bool = False
+    recipe: str | None = None
     name: str | None = None
     settings: Mapping[str, Any] | None = None
 
@@ -82,6 +74,8 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     """
     given = request.settings
     raw = read_given(request.experiment, request.overrides) if given is None else dict(given)
+    if request.recipe is not None:
+        raw["recipe"] = request.recipe
     if uri is not None:
         raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
     store = open_store(tracking_uri(raw), session.root)
@@ -103,12 +97,25 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
 
 
 def settings_for(raw: Mapping[str, Any], trained: TrainedNetwork, *, path: Path) -> tuple[Experiment, list[str]]:
-    """Return the settings of a fine-tuning: what is left out of network and preprocessing comes from the source.
+    """Return the settings of a fine-tuning: whatever is left out is as in the source.
+
+    With ``recipe: default`` only the network and what it sees are the source's.
 
     Returns:
         The experiment, and what to say about it.
+
+    Raises:
+        ConfigError: The experiment names other sources, or a setting cannot be used.
     """
-    filled = {"task": trained.task, **inherited_settings(trained, raw), **raw}
+    if raw.get("transfer"):
+        raise ConfigError(
+            f"{path}: a fine-tuning takes its weights from one run, so the section 'transfer' has no place. Leave it "
+            "out, or use 'dmx train', which transfers and trains in one run."
+        )
+    recipe = raw.get("recipe", "inherited")
+    if recipe not in _RECIPES:
+        raise ConfigError(f"recipe must be {' or '.join(_RECIPES)}, got {recipe!r}.")
+    filled = inherited(trained, raw, recipe=recipe == "inherited")
     notes = []
     schedule = dict(filled.get("schedule") or {})
     if schedule.get("warmup") is None and filled.get("compatibility", "none") == "none":
@@ -174,8 +181,13 @@ def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
     return replace(contract, classes=outputs, labels=labels)
 
 
-def require_same_network(checked: Checked, trained: TrainedNetwork) -> None:
+def require_same_network(checked: Checked, trained: TrainedNetwork, *, advice: str = _LEAVE_OUT) -> None:
     """Require that the experiment's network has the source's tensors.
+
+    Args:
+        checked: The experiment.
+        trained: The source.
+        advice: What to do otherwise.
 
     Raises:
         ModelError: A tensor's name or shape differs.
@@ -189,18 +201,21 @@ def require_same_network(checked: Checked, trained: TrainedNetwork) -> None:
     raise ModelError(
         f"The experiment's model differs from the network of run '{trained.run.experiment}/{trained.run.name}' in "
         f"{len(names)} tensors, first '{first}': {ours.get(first, 'none')} here, {theirs.get(first, 'none')} there. "
-        "Leave 'model' out to fine-tune, or use 'dmx transfer' for another network."
+        f"{advice}"
     )
 
 
 def _changed_preprocessing(ours: AnyContract, theirs: AnyContract) -> dict[str, tuple[Any, Any]]:
     """Return what of the preprocessing differs, by key: (source's value, value here)."""
-    mine, source = ours.as_dict(), theirs.as_dict()
-    skipped = ("channels", "classes", "labels", "targets", "fill")
-    return config_diff(
-        {key: value for key, value in source.items() if key not in skipped},
-        {key: value for key, value in mine.items() if key not in skipped},
-    )
+    return config_diff(_preprocessing(theirs), _preprocessing(ours))
+
+
+def _preprocessing(contract: AnyContract) -> dict[str, Any]:
+    """Return how cases are prepared, with the voxel size that ``median`` came to."""
+    skipped = ("channels", "classes", "labels", "targets", "fill", "spacing")
+    values = contract.as_dict()
+    values = resolved(values, contract) if isinstance(contract, Contract) else values
+    return {key: value for key, value in values.items() if key not in skipped}
 
 
 def _arrows(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -217,11 +232,7 @@ def finetune_start(checked: Checked, trained: TrainedNetwork, notes: Sequence[st
         keep_optimizer: Whether the source's moments are kept.
     """
     experiment = checked.experiment
-    differences = {
-        key: values
-        for key, values in config_diff(as_dict(trained.experiment), as_dict(experiment)).items()
-        if not key.startswith(_NOT_TOLD)
-    }
+    different = differences(trained, as_dict(experiment), checked.contract)
     preprocessing = _changed_preprocessing(checked.contract, trained.contract)
     weights, optimizer = _state(trained, keep_optimizer=keep_optimizer)
     epoch, step = trained.manifest["epoch"], trained.manifest["global_step"]
@@ -229,8 +240,6 @@ def finetune_start(checked: Checked, trained: TrainedNetwork, notes: Sequence[st
         f"Fine-tuning from run {trained.run.experiment}/{trained.run.name} ({trained.run.id[:8]}), checkpoint "
         f"'{trained.checkpoint_name}' after {epoch} epochs and {step} steps."
     )
-    changed = [f"  {key}: {before} → {after}" for key, (before, after) in differences.items()]
-    table = ["What differs from the source's settings:", *changed] if changed else []
     target = experiment.tracking.experiment or experiment.name
     return Start(
         kind="finetune",
@@ -240,20 +249,17 @@ def finetune_start(checked: Checked, trained: TrainedNetwork, notes: Sequence[st
         uninitialized=False,
         reset=not keep_optimizer,
         reason=KEPT if keep_optimizer else "initialized: reset requested by fine-tuning",
-        sentences=[begin, *notes, *table],
+        sentences=[begin, *notes, *difference_table(different)],
         tags=trained_tags(trained, experiment=target),
         params={
             **source_params(trained),
+            "recipe": experiment.recipe,
             "network.received_parameters": sum(parameter.numel() for parameter in checked.network.parameters()),
             **({"preprocess.changed": _arrows(preprocessing)} if preprocessing else {}),
         },
         source=described_source(trained),
         received={name: "copied" for name, _ in checked.network.named_parameters()},
-        texts={
-            "config_diff.json": json.dumps(
-                {key: {"source": before, "here": after} for key, (before, after) in differences.items()}, indent=2
-            )
-        },
+        texts=difference_file(different),
     )
 
 

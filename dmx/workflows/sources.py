@@ -17,7 +17,7 @@ from dmx.training.checkpoint import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.header import check_header, read_header
-from dmx.workflows.inherited import inherited_settings
+from dmx.workflows.inherited import transferred
 from dmx.workflows.trained import TrainedNetwork, open_network
 from dmx.workflows.weights_file import FileSource, open_weights_file
 
@@ -115,5 +115,5 @@ def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferS
 def settings_with(raw: Mapping[str, Any], sources: Sequence[OpenSource], *, path: Path) -> Experiment:
     """Return the settings; what is left out of network and preprocessing comes from the first run among the sources."""
     first = next((source.trained for source in sources if source.trained is not None), None)
-    inherited = {} if first is None else inherited_settings(first, raw)
-    return build_experiment({**inherited, **raw}, source=str(path), folder=path.resolve().parent)
+    settings = raw if first is None else transferred(first, raw)
+    return build_experiment(settings, source=str(path), folder=path.resolve().parent)

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dmx.config.load import section_from_dict, tracking_uri
-from dmx.config.model import ModelSection
+from dmx.config.load import as_dict, build_experiment, section_from_dict, tracking_uri
 from dmx.config.sections import Experiment
 from dmx.config.transfer import TransferSection
 from dmx.errors import ConfigError, DmxError, ModelError, RunError
@@ -26,8 +25,10 @@ from dmx.workflows.assemble import check_training
 from dmx.workflows.checked import Checked
 from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
+from dmx.workflows.finetune import require_same_network
 from dmx.workflows.freezing import check_origin
 from dmx.workflows.identity import cannot_tell, find_leaks, require_no_leak
+from dmx.workflows.inherited import difference_file, difference_table, differences, inherited
 from dmx.workflows.inputs import complete_inputs, first_texts
 from dmx.workflows.options import transfer_options
 from dmx.workflows.params import training_params
@@ -224,17 +225,26 @@ def transfer_and_train(
     return run_training(done.checked, session, start=done.start, name=name, strict=strict)
 
 
-def train_transferred(
-    experiment: Experiment, run: str, session: Session, *, name: str | None, strict: bool, allow_leak: bool = False
+def train_transferred(  # noqa: PLR0913  # what the command takes
+    raw: Mapping[str, Any],
+    run: str,
+    session: Session,
+    *,
+    path: Path,
+    name: str | None = None,
+    strict: bool = False,
+    allow_leak: bool = False,
 ) -> Trainee:
     """Train the network of a transfer, whose optimizer does not exist yet.
+
+    What the experiment leaves out is as in the transfer, which was made for this training.
 
     Raises:
         RunError: The run has been trained already.
         ConfigError: The experiment's network is another one.
         CohortError: Validation cases were in the training of a source, and that is not allowed.
     """
-    store = open_store(experiment.tracking.uri, session.root)
+    store = open_store(tracking_uri(raw), session.root)
     source = open_network(store, run, checkpoint=None, root=session.root)
     place = f"'{source.run.experiment}/{source.run.name}'"
     if source.manifest["global_step"] > 0 or source.run.kind != "transfer":
@@ -242,8 +252,8 @@ def train_transferred(
             f"Run {place} has been trained. Use 'dmx resume' to go on with it, or 'dmx finetune' to train its network "
             "as a new run."
         )
-    model = section_from_dict(ModelSection, source.manifest["model"])
-    experiment = replace(experiment, model=model, compatibility=source.manifest["compatibility"])
+    settings = inherited(source, raw, recipe=True, start=True)
+    experiment = build_experiment(settings, source=str(path), folder=path.resolve().parent)
     checked = check_training(experiment, session)
     if (checked.contract.channels, checked.contract.outputs) != (source.contract.channels, source.contract.outputs):
         raise ConfigError(
@@ -252,10 +262,18 @@ def train_transferred(
             f"{', '.join(source.contract.channels)} and classes {', '.join(source.contract.outputs)}. Transfer again "
             "with this experiment."
         )
+    require_same_network(checked, source, advice="Leave 'model' out, or transfer again with this experiment.")
     leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, tags = require_no_leak(leaks, allowed=allow_leak)
     start = transferred_start(store, checked, source)
-    start = replace(start, warnings=[*told, *unknown], tags={**start.tags, **tags})
+    changed = differences(source, as_dict(experiment), checked.contract)
+    start = replace(
+        start,
+        warnings=[*told, *unknown],
+        sentences=difference_table(changed) if changed else [],
+        tags={**start.tags, **tags},
+        texts={**start.texts, **difference_file(changed)},
+    )
     return run_training(checked, session, start=start, name=name, strict=strict)
 
 

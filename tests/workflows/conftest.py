@@ -2,7 +2,7 @@
 
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.grid import NiftiGrid
-from dmx.cohort.manifest import write_manifest
+from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.cohort.volume import write_volume
 from dmx.config.load import build_experiment
 from dmx.config.sections import Experiment
@@ -43,6 +43,19 @@ def project(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def manifest(project: Path) -> Path:
     return make_manifest(project)
+
+
+@pytest.fixture
+def other(project: Path, manifest: Path) -> Path:
+    """The same scans as another study's: other names, subjects and splits."""
+    cohort = read_manifest(manifest)
+    order = ("validation", "evaluation", "evaluation", "training", "training", "training")
+    cases = tuple(
+        replace(case, name=f"b_{case.name}", split=split) for case, split in zip(cohort.cases, order, strict=True)
+    )
+    path = project / "other.csv"
+    write_manifest(replace(cohort, name="other", cases=cases), path)
+    return path
 
 
 def make_manifest(project: Path) -> Path:

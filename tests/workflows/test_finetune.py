@@ -29,19 +29,6 @@ def source(project: Path, manifest: Path) -> str:
     return train(settings(manifest), session(project)).run.id
 
 
-@pytest.fixture
-def other(project: Path, manifest: Path) -> Path:
-    """The same scans as another study's: other names, subjects and splits."""
-    cohort = read_manifest(manifest)
-    order = ("validation", "evaluation", "evaluation", "training", "training", "training")
-    cases = tuple(
-        replace(case, name=f"b_{case.name}", split=split) for case, split in zip(cohort.cases, order, strict=True)
-    )
-    path = project / "other.csv"
-    write_manifest(replace(cohort, name="other", cases=cases), path)
-    return path
-
-
 def experiment(project: Path, manifest: Path, **changes: object) -> Path:
     path = project / "second.yaml"
     raw = {

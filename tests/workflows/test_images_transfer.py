@@ -74,7 +74,7 @@ def test_a_transfer_gives_a_new_head_and_trains_at_once_or_later(project: Path, 
     at_once = transferred(project, source, other)
     raw = raw_settings(other, transfer={"sources": {"before": {"run": source}}})
     made = transfer(raw, session(project), path=project / "t.yaml")
-    later = train_transferred(image_settings(other), made.run.id, session(project), name=None, strict=False)
+    later = train_transferred(raw_settings(other), made.run.id, session(project), path=project / "t.yaml")
     assert_same(final_state(store, at_once.run)["model"], final_state(store, later.run)["model"])
     old, new = (open_network(store, run, checkpoint="initial", root=project) for run in (source, made.run.id))
     best = open_network(store, source, checkpoint=None, root=project)

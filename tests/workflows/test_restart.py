@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 import dmx.workflows.transfer as transfers
-from dmx.config.load import as_dict, build_experiment
+from dmx.config.load import as_dict
 from dmx.errors import CheckpointError, RunError
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.process import process_of
@@ -87,7 +87,7 @@ def moved_and_trained(root: Path, at: Any) -> RunInfo:
 
 
 def trained_after(root: Path, at: Any) -> RunInfo:
-    return train_transferred(build_experiment(experiment(root)), "balls/moved", at, name=None, strict=False).run
+    return train_transferred(experiment(root), "balls/moved", at, path=root / "x.yaml").run
 
 
 JOBS = {"finetune": fine_tuned, "transfer": moved, "transfer-and-train": moved_and_trained, "train": trained_after}

@@ -64,7 +64,7 @@ def test_a_transfer_is_a_run_with_the_new_network_and_its_plan(project: Path, ma
 def test_the_transferred_network_trains_without_any_switch(project: Path, manifest: Path, source: str) -> None:
     moved = transfer(raw(manifest, source), session(project), path=project / "x.yaml", allow_leak=True)
     done = train_transferred(
-        settings(manifest, training={"epochs": 1}), moved.run.id, session(project), name=None, strict=False
+        as_dict(settings(manifest, training={"epochs": 1})), moved.run.id, session(project), path=project / "x.yaml"
     )
     store = open_store(root=project)
     assert store.get_run(done.run.id).tags["dmx.source_run_id"] == moved.run.id
@@ -75,7 +75,7 @@ def test_the_transferred_network_trains_without_any_switch(project: Path, manife
     with pytest.raises(RunError, match=r"not trained.*dmx train EXPERIMENT --from-run"):
         resume(moved.run.id, session(project))
     with pytest.raises(RunError, match=r"has been trained.*dmx resume.*dmx finetune"):
-        train_transferred(settings(manifest), source, session(project), name=None, strict=False)
+        train_transferred(as_dict(settings(manifest)), source, session(project), path=project / "x.yaml")
 
 
 def test_transfer_and_training_in_one_run(project: Path, manifest: Path, source: str) -> None:
@@ -186,17 +186,17 @@ def test_a_training_of_a_transferred_network_looks_for_leaks_in_all_sources(
     splits = {"case_4": "validation", "case_5": "training"}
     cases = tuple(replace(case, split=splits.get(case.name, "")) for case in cohort.cases)
     write_manifest(replace(cohort, cases=cases), project / "rest.csv")
-    experiment = settings(project / "rest.csv", **quick)
+    experiment = as_dict(settings(project / "rest.csv", **quick))
     with pytest.raises(CohortError, match=r"case_4 \(same subject in .*--allow-leak"):
-        train_transferred(experiment, moved, session(project), name=None, strict=False)
-    done = train_transferred(experiment, moved, session(project), name=None, strict=False, allow_leak=True)
+        train_transferred(experiment, moved, session(project), path=project / "x.yaml")
+    done = train_transferred(experiment, moved, session(project), path=project / "x.yaml", allow_leak=True)
     assert tag(project, done.run.id, "dmx.leak") == "1"
     # The transfer itself has seen nobody: its own training cases may be held out.
     turned = {"case_5": "training", "case_0": ""}
     unseen = tuple(replace(case, split=turned.get(case.name, "")) for case in cohort.cases)
     write_manifest(replace(cohort, cases=unseen), project / "unseen.csv")
     assert train_transferred(
-        settings(project / "unseen.csv", **quick), moved, session(project), name=None, strict=False
+        as_dict(settings(project / "unseen.csv", **quick)), moved, session(project), path=project / "x.yaml"
     ).run
 
 
@@ -209,7 +209,7 @@ def test_whom_a_file_was_trained_on_is_said_to_be_unknown(project: Path, manifes
     assert open_store(root=project).get_run(moved.id).params["source.file"] == "w.safetensors"
     teller = Teller()
     quick = settings(manifest, training={"epochs": 1}, validation={"volumes_every_epochs": 0})
-    train_transferred(quick, moved.id, session(project, teller), name=None, strict=False)
+    train_transferred(as_dict(quick), moved.id, session(project, teller), path=project / "x.yaml")
     assert any("which subjects the network in 'w.safetensors' was trained on" in said for said in teller.sentences)
 
 
@@ -241,7 +241,7 @@ def test_what_differs_from_the_default_is_a_param(project: Path, manifest: Path,
         validation={"volumes_every_epochs": 0},
         optimizer={"lr_scale": {"received": 0.1, "fc": 2}},
     )
-    trained = train_transferred(quick, plain, session(project), name=None, strict=False).run.id
+    trained = train_transferred(as_dict(quick), plain, session(project), path=project / "x.yaml").run.id
     said = store.get_run(trained).params["optimizer.lr_scale"]
     assert said.startswith("received=0.1, fc=2 (0.1 on ")
     assert said.endswith(" parameters)")
