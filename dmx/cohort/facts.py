@@ -14,7 +14,7 @@ from dmx.cohort.volume import orientation, read_volume
 from dmx.errors import CohortError
 
 # Another version of what is measured does not meet the old one's facts.
-_VERSION = 1
+_VERSION = 2
 _MAX_VALUES = 1000
 _WHOLE = 1e-3
 
@@ -30,6 +30,9 @@ class FileFacts:
         error: Why it cannot be used; then nothing below says anything.
         shape: Voxels per axis.
         affine: 4x4 as rows.
+        affine_of: ``sform`` or ``qform``, the field that the affine comes from; empty: neither says anything.
+        qform: 4x4 as rows where the affine comes from the sform and there is a qform, too.
+        qform_orientation: Its orientation.
         orientation: E.g. ``RAS``.
         zooms: Voxel size as the header has it beside the affine.
         units: Unit of space as the header has it: 0 unknown, 1 m, 2 mm, 3 micrometers.
@@ -45,6 +48,9 @@ class FileFacts:
     error: str = ""
     shape: tuple[int, ...] = ()
     affine: tuple[tuple[float, ...], ...] = ()
+    affine_of: str = ""
+    qform: tuple[tuple[float, ...], ...] = ()
+    qform_orientation: str = ""
     orientation: str = ""
     zooms: tuple[float, ...] = ()
     units: int = 0
@@ -91,8 +97,15 @@ def _measure(path: Path, kind: Kind, digest: str) -> FileFacts:
         finite = array[np.isfinite(array)] if nan or infinite else array
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     whole, counts = _count(finite) if kind == "labels" else (True, ())
+    qform = grid.qform if grid.affine_of == "sform" else None
+    # A quaternion of a damaged header may be anything.
+    if qform is not None and not (np.isfinite(qform).all() and abs(np.linalg.det(qform[:3, :3])) > 0):
+        qform = None
     return FileFacts(
         sha256=digest,
+        affine_of=grid.affine_of,
+        qform=() if qform is None else tuple(tuple(row) for row in qform.tolist()),
+        qform_orientation="" if qform is None else orientation(qform),
         shape=grid.shape,
         affine=tuple(tuple(row) for row in grid.affine.tolist()),
         orientation=orientation(grid.affine),

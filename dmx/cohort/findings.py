@@ -17,7 +17,12 @@ _WRONG_MM = (0.001, 1000.0)
 _APART_ERROR = 0.5
 _APART_WARNING = 0.01
 _SIZE_TOLERANCE = 0.01
-_UNITS = {1: "meters", 3: "micrometers"}
+# Name and millimeters of units of space.
+_UNITS = {1: ("meters", 1000.0), 3: ("micrometers", 0.001)}
+# Parts of a voxel by which sform and qform may lie apart: quaternions are float32.
+_FORMS_APART = 0.1
+_SHEAR_DEGREES = 0.5
+_SIDES = (({"L", "R"}, "left and right"), ({"A", "P"}, "front and back"), ({"S", "I"}, "top and bottom"))
 _SHOWN_VALUES = 6
 
 
@@ -103,7 +108,58 @@ def _header(case: Case, column: str, fact: FileFacts) -> Iterator[Finding]:
             f"says {zooms} in its header's pixdim and {shown} in its affine, which counts.",
         )
     if fact.units in _UNITS:
-        yield Finding("warning", case.name, column, f"is in {_UNITS[fact.units]}, and is taken as if it were in mm.")
+        unit, millimeters = _UNITS[fact.units]
+        other = " x ".join(f"{size * millimeters:g}" for size in spacing)
+        message = f"is in {unit} by its header: {shown} is taken as mm, and would be {other} mm."
+        yield Finding("warning", case.name, column, message)
+    yield from (Finding("warning", case.name, column, message) for message in _placement(fact))
+
+
+def _placement(fact: FileFacts) -> Iterator[str]:
+    """Yield what is doubtful about where a file's voxels lie: which field counts, and what the other one would mean."""
+    affine = np.array(fact.affine)
+    if not fact.affine_of:
+        yield (
+            "has neither sform nor qform (both codes are 0), so nothing says which side is left: it is taken as "
+            f"{fact.orientation}, and would be mirrored where that is wrong."
+        )
+    if fact.qform:
+        qform = np.array(fact.qform)
+        apart = _apart(affine, qform, fact.shape)
+        if fact.qform_orientation != fact.orientation:
+            yield (
+                f"has an sform and a qform that disagree. The sform counts: {fact.orientation}; by the qform it would "
+                f"be {fact.qform_orientation}{_swapped(fact.orientation, fact.qform_orientation)}."
+            )
+        elif apart > _FORMS_APART * min(voxel_sizes(affine)):
+            yield (
+                "has an sform and a qform that disagree. The sform counts; by the qform its voxels would lie up to "
+                f"{apart:.3g} mm elsewhere."
+            )
+    shear = _shear(affine)
+    if shear > _SHEAR_DEGREES:
+        yield (
+            f"has axes that are {shear:.3g} degrees off right angles (shear): they are taken as if at right angles, so "
+            "that distances, and what is resampled, are distorted."
+        )
+
+
+def _swapped(orientation: str, other: str) -> str:
+    """Say which sides change places between two orientations.
+
+    >>> _swapped("RAS", "LAS"), _swapped("RAS", "ARS")
+    (', with left and right swapped', ', with other axes')
+    """
+    pairs = [{one, two} for one, two in zip(orientation, other, strict=True) if one != two]
+    named = [words for sides, words in _SIDES if sides in pairs]
+    return f", with {' and '.join(named)} swapped" if len(named) == len(pairs) else ", with other axes"
+
+
+def _shear(affine: Affine) -> float:
+    """Return by how many degrees the voxel axes are off right angles at most."""
+    axes = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
+    return float(np.degrees(np.arcsin(min(1.0, float(cosines.max())))))
 
 
 def _same_grid(case: Case, column: str, fact: FileFacts, *, reference: str, other: FileFacts) -> Iterator[Finding]:
@@ -113,17 +169,32 @@ def _same_grid(case: Case, column: str, fact: FileFacts, *, reference: str, othe
     if fact.shape != other.shape:
         problem = f"has shape {_by(fact.shape)}, {reference} has {_by(other.shape)}."
     elif fact.orientation != other.orientation:
-        problem = f"is oriented {fact.orientation}, {reference} is {other.orientation}."
+        problem = f"is oriented {fact.orientation}, {reference} is {other.orientation}.{_would_agree(fact, other)}"
     elif not np.allclose(sizes, first_sizes, rtol=_SIZE_TOLERANCE):
         problem = f"has a voxel size of {_by(sizes)} mm, {reference} has {_by(first_sizes)} mm."
     else:
         apart = _apart(mine, first, fact.shape)
         if apart > _APART_WARNING * min(sizes):
             severity: Literal["error", "warning"] = "error" if apart > _APART_ERROR * min(sizes) else "warning"
-            message = f"lies up to {apart:.3g} mm beside {reference}: their affines differ."
+            message = f"lies up to {apart:.3g} mm beside {reference}: their affines differ.{_would_agree(fact, other)}"
             yield Finding(severity, case.name, column, message)
         return
     yield Finding("error", case.name, column, problem)
+
+
+def _would_agree(fact: FileFacts, other: FileFacts) -> str:
+    """Say which field of the headers puts two files in the same place, where one does."""
+    tolerated = _FORMS_APART * min(voxel_sizes(np.array(fact.affine)))
+    tries = (
+        (fact.qform, other.qform, "By their qforms they agree."),
+        (fact.qform, other.affine, "By its qform it agrees."),
+        (fact.affine, other.qform, "By the other's qform they agree."),
+    )
+    for mine, first, words in tries:
+        if mine and first and _apart(np.array(mine), np.array(first), fact.shape) <= tolerated:
+            return f" {words} Copy the right header from one to the other."
+    missing = [one for one in (fact, other) if not one.affine_of]
+    return " One of them has neither sform nor qform." if len(missing) == 1 else ""
 
 
 def _apart(affine: Affine, other: Affine, shape: tuple[int, ...]) -> float:

@@ -1,8 +1,9 @@
 """Where the voxels of a NIfTI file lie, and what is needed to write another file on the same grid."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,30 @@ class NiftiGrid:
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along each axis, from the affine."""
         return voxel_sizes(self.affine)
+
+    @property
+    def affine_of(self) -> Literal["sform", "qform", ""]:
+        """Which field of the header the affine comes from; empty where both codes are 0."""
+        return "sform" if self.sform_code > 0 else "qform" if self.qform_code > 0 else ""
+
+    @property
+    def qform(self) -> Affine | None:
+        """Affine of the quaternion (NIfTI-1 standard, method 2); None where it says nothing."""
+        if self.qform_code <= 0:
+            return None
+        side, b, c, d, *offset = self.quaternion
+        a = math.sqrt(max(0.0, 1.0 - b * b - c * c - d * d))
+        turn = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+            ]
+        )
+        affine = np.eye(4)
+        affine[:3, :3] = turn * np.array([1.0, 1.0, -1.0 if side < 0 else 1.0]) * np.array(self.zooms)
+        affine[:3, 3] = offset
+        return affine
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import CheckReport
+from dmx.cohort.findings import Finding
 from dmx.cohort.manifest import read_manifest
 from dmx.cohort.splits import k_fold
 from dmx.config.sections import CohortSection, Experiment
@@ -189,11 +190,15 @@ def require_no_errors(findings: CheckReport, session: Session) -> None:
             f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
             "See all of them with 'dmx cohort check'."
         )
-    cases: dict[tuple[str, str], list[str]] = defaultdict(list)
+    alike: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings.warnings:
-        cases[finding.column, finding.message].append(finding.case)
-    for (column, message), names in cases.items():
-        session.warn(_warning(column, message, [name for name in names if name]))
+        # What differs in numbers and names alone is said once.
+        alike[finding.column, re.sub(r"'[^']*'|\d[\d.e-]*", "", finding.message)].append(finding)
+    for (column, _), found in alike.items():
+        message, names = found[0].message, [finding.case for finding in found if finding.case]
+        if len({finding.message for finding in found}) > 1:
+            message = f"{message.rstrip('.')} (the first of them; all are in cohort/check.json)."
+        session.warn(_warning(column, message, list(dict.fromkeys(names))))
 
 
 def _warning(column: str, message: str, cases: Sequence[str]) -> str:

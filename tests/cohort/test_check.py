@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from dmx.cohort import facts as facts_module
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import CheckReport, check_cohort
 from dmx.cohort.importers.dataset_json import import_dataset_json
+from dmx.cohort.volume import read_grid
 
 Make = Callable[..., Cohort]
 Write = Callable[..., Path]
@@ -161,7 +163,8 @@ def test_voxel_sizes_are_those_of_scans(
 def test_headers_that_contradict_themselves_are_told(make_cohort: Make, write_scan: Write) -> None:
     alone: dict[str, Any] = {"label_map": None, "roi": None, "split": ""}
     meters = with_files(make_cohort(), t1=write_scan("m.nii", scan(), xyzt_units=1), **alone)
-    assert only(check_cohort(meters))[0::3] == ("warning", "is in meters, and is taken as if it were in mm.")
+    message = "is in meters by its header: 2 x 1.5 x 1 is taken as mm, and would be 2000 x 1500 x 1000 mm."
+    assert only(check_cohort(meters))[0::3] == ("warning", message)
     path = write_scan("p.nii", scan())
     content = bytearray(path.read_bytes())
     content[84:88] = np.float32(-3).tobytes()
@@ -225,7 +228,10 @@ def test_shared_rois_and_empty_label_maps_are_no_duplicates(make_cohort: Make, w
     empty = write_scan("empty.nii", labels())
     cases = tuple(replace(case, roi=roi, label_map=empty) for case in cohort.cases)
     messages = {finding.message for finding in check_cohort(replace(cohort, cases=cases)).findings}
-    assert messages == {"holds background only."}
+    assert messages == {
+        "holds background only.",
+        "No label map for training holds class 'lesion' (1), so it cannot be learned.",
+    }
 
 
 def test_a_second_check_reads_no_file_and_a_changed_file_is_read_again(
@@ -268,3 +274,84 @@ def test_the_hippocampus_cohort_is_sound(shared: Path, tmp_path: Path) -> None:
 def test_a_case_without_any_file_is_one_finding() -> None:
     cohort = Cohort("x", (), ("t1",), (Case("a", "a", {"t1": None}),))
     assert only(check_cohort(cohort))[2] == "channel_t1"
+
+
+ALONE: dict[str, Any] = {"label_map": None, "roi": None, "split": ""}
+RAS = np.diag([2.0, 1.5, 1.0, 1.0])
+LAS = np.diag([-2.0, 1.5, 1.0, 1.0])
+
+
+def write_forms(path: Path, array: np.ndarray, *, sform: np.ndarray | None, qform: np.ndarray | None) -> Path:
+    image = nib.Nifti1Image(array, None)
+    image.set_sform(sform, code=0 if sform is None else 1)
+    image.set_qform(RAS if qform is None else qform, code=0 if qform is None else 1)
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+    return path
+
+
+def sheared() -> np.ndarray:
+    affine = RAS.copy()
+    affine[:2, 1] = 0.3, np.sqrt(1.5**2 - 0.3**2)
+    return affine
+
+
+def moved(by: float) -> np.ndarray:
+    affine = RAS.copy()
+    affine[0, 3] = by
+    return affine
+
+
+PLACEMENTS = [
+    (RAS, LAS, "The sform counts: RAS; by the qform it would be LAS, with left and right swapped."),
+    (RAS, np.diag([-2.0, -1.5, 1.0, 1.0]), "it would be LPS, with left and right and front and back swapped."),
+    (RAS, moved(7.0), "The sform counts; by the qform its voxels would lie up to 7 mm elsewhere."),
+    (
+        None,
+        None,
+        "has neither sform nor qform (both codes are 0), so nothing says which side is left: it is taken as",
+    ),
+    (sheared(), None, "has axes that are 11.5 degrees off right angles (shear)"),
+]
+
+
+@pytest.mark.parametrize(("sform", "qform", "message"), PLACEMENTS)
+def test_where_voxels_lie_is_said_where_it_is_doubtful(
+    make_cohort: Make, tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None, message: str
+) -> None:
+    path = write_forms(tmp_path / "f.nii.gz", scan(), sform=sform, qform=qform)
+    severity, case, column, found = only(check_cohort(with_files(make_cohort(), t1=path, **ALONE)))
+    assert (severity, case, column) == ("warning", "case1", "channel_t1")
+    assert message in found
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(RAS, RAS), (RAS, None), (None, LAS), (RAS, moved(1e-5))])
+def test_forms_that_agree_are_no_finding(
+    make_cohort: Make, tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None
+) -> None:
+    path = write_forms(tmp_path / "f.nii.gz", scan(), sform=sform, qform=qform)
+    assert check_cohort(with_files(make_cohort(), t1=path, **ALONE)).findings == ()
+
+
+def test_a_channel_and_a_label_map_that_agree_by_their_qforms_are_told_so(make_cohort: Make, tmp_path: Path) -> None:
+    t1 = write_forms(tmp_path / "t1.nii.gz", scan(), sform=RAS, qform=LAS)
+    label_map = write_forms(tmp_path / "l.nii.gz", labels(1), sform=None, qform=LAS)
+    errors = check_cohort(with_files(make_cohort(), t1=t1, label_map=label_map, roi=None)).errors
+    assert [one.column for one in errors] == ["label_map"]
+    assert errors[0].message.startswith(
+        "is oriented LAS, channel_t1 is RAS. By the other's qform they agree. Copy the right header"
+    )
+
+
+def test_the_qform_is_that_of_the_reference_reader(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        affine = np.eye(4)
+        affine[:3, :3] = turn * np.array([0.8, 1.1, 2.5])
+        affine[:3, 3] = rng.normal(size=3) * 50
+        path = write_forms(tmp_path / f"{number}.nii", scan(), sform=RAS, qform=affine)
+        found = read_grid(path).qform
+        assert found is not None
+        np.testing.assert_allclose(found, nib.load(path).get_qform(), atol=1e-4)
+        np.testing.assert_allclose(found, affine, atol=1e-3)
