@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "errors": 0,
     "geometry": 0,
+    "paths": 1,
     "seeding": 0,
     "config": 1,
     "transfer": 2,
@@ -31,6 +32,7 @@ LAYERS = {
 THIRD_PARTY = {
     "errors": set(),
     "geometry": set(),
+    "paths": set(),
     "seeding": {"torch"},
     "config": {"pydantic", "yaml"},
     "transfer": {"torch"},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dmx.errors import RunError
+from dmx.paths import within
 from dmx.tracking.folder import RunFolder, remove_folder
 from dmx.tracking.store import CheckpointModel, RunInfo, RunReader
 
@@ -38,8 +39,13 @@ def checkpoint_names(tags: Mapping[str, str]) -> dict[str, str]:
     return {
         key.removeprefix(_TAG).replace(":", "="): path
         for key, path in tags.items()
-        if key.startswith(_TAG) and _PATH.fullmatch(path)
+        if key.startswith(_TAG) and is_checkpoint_path(path)
     }
+
+
+def is_checkpoint_path(path: object) -> bool:
+    """Tell whether a path below a run's artifacts is that of a checkpoint; nothing else is ever deleted."""
+    return isinstance(path, str) and _PATH.fullmatch(path) is not None
 
 
 def kept_models(names: Mapping[str, str]) -> list[CheckpointModel]:
@@ -83,7 +89,7 @@ class Checkpoints:
             global_step: Steps done.
             epoch: Epochs done, as in the checkpoint's manifest.
         """
-        parent = self._folder.files / "checkpoints"
+        parent = self._folder.file("checkpoints", what="The run")
         parent.mkdir(parents=True, exist_ok=True)
         path = parent / f"step_{global_step:09d}"
         return path if not path.exists() or _epoch_of(path) == epoch else parent / f"{path.name}_epoch_{epoch:04d}"
@@ -114,7 +120,7 @@ class Checkpoints:
         for old in self._unnamed(keep_last):
             # Told first: a process that is killed in between would never tell.
             self._write({"do": "delete", "path": old})
-            remove_folder(self._folder.files / old)
+            remove_folder(self._folder.file(old, what="The run"))
 
     def _recent(self, keep_last: int) -> list[str]:
         return self._present()[-keep_last:]
@@ -180,20 +186,20 @@ def fetch_checkpoint(store: RunReader, run: RunInfo, name: str, target: Path) ->
         raise RunError(f"Run '{run.experiment}/{run.name}' has no checkpoint '{name}'. {has}")
     path = names[name]
     local = store.local_artifacts(run.id)
+    what = f"Checkpoint '{name}' of run '{run.experiment}/{run.name}'"
     if local is not None:
-        if not (local / path).is_dir():
+        if not (folder := within(local, path, what=what)).is_dir():
             raise RunError(
-                f"Checkpoint '{name}' of run '{run.experiment}/{run.name}' is not at {local / path}. "
-                "If the project's folder was moved, run 'dmx runs relocate'."
+                f"{what} is not at {folder}. Its files are gone; use another checkpoint, or bring them back."
             )
-        return local / path
-    copy = target / path
+        return folder
+    copy = within(target, path, what=what)
     return copy if copy.is_dir() else _download(store, run.id, path, target)
 
 
 def _download(store: RunReader, run_id: str, path: str, target: Path) -> Path:
     """Download beside the place and rename: the folder is complete or absent."""
-    draft = target / "incoming"
+    draft = within(target, "incoming", what="The folder of the run")
     shutil.rmtree(draft, ignore_errors=True)
     arrived = store.download(run_id, path, draft)
     (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from dmx.errors import RunError
-from dmx.tracking.embedded import database_path
+from dmx.paths import PlaceError, open_own, within
+from dmx.tracking.embedded import database_path, database_uri
 from dmx.tracking.folder import drafted, run_folder
 from dmx.tracking.journal import Journal, read_entries
 from dmx.tracking.store import RunInfo, RunStore, StoreRefusedError
@@ -41,15 +42,25 @@ def alone(mlruns: Path, *, patience: float = _LONGEST_LOCK_SECONDS) -> Iterator[
     Yields:
         Whether no other process is at it.
     """
-    folder = mlruns / _FOLDER
+    folder = _notes_folder(mlruns)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a", encoding="ascii") as file:
+    with open_own(folder / "lock", "a", encoding="ascii") as file:
         deadline = time.monotonic() + patience
         locked = _lock(file)
         while not locked and time.monotonic() < deadline:
             time.sleep(0.02)
             locked = _lock(file)
         yield locked
+
+
+def _notes_folder(mlruns: Path) -> Path:
+    return within(mlruns, _FOLDER, what="The folder of runs")
+
+
+def _address(store: str, mlruns: Path) -> str:
+    """Return the address of a store as a note keeps it: that of the project's own store is the same in every place."""
+    database = database_path(store)
+    return database_uri(Path(database.name)) if database is not None and database.parent == mlruns.resolve() else store
 
 
 def _lock(file: IO[str]) -> bool:
@@ -89,22 +100,30 @@ class Note:
     @classmethod
     def write(cls, mlruns: Path, store: str, *, params: Mapping[str, str], texts: Mapping[str, str]) -> "Note":
         """Keep on the disk what a run begins with."""
-        note = cls(mlruns / _FOLDER / f"{uuid.uuid4().hex}.jsonl", {"store": store, "params": params, "texts": texts})
+        content = {"store": _address(store, mlruns), "params": params, "texts": texts}
+        note = cls(_notes_folder(mlruns) / f"{uuid.uuid4().hex}.jsonl", content)
         note.add({"content": note.content})
         return note
 
     @classmethod
     def read(cls, path: Path) -> "Note | None":
-        """Return a note; ``None`` for one that was cut off before its run was asked for, or is none."""
+        """Return a note; ``None`` for one that was cut off before its run was asked for, or is none.
+
+        Raises:
+            RunError: It is a symbolic link.
+        """
+        within(path.parent, path.name, what="The folder of runs")
         try:
             entries = [entry for entry, _ in read_entries(path)]
             content = {name: entries[0]["content"][name] for name in ("store", "params", "texts")}
-        except (LookupError, TypeError, ValueError):
+            texts = {str(place): str(text) for place, text in content["texts"].items()}
+            content = {"store": str(content["store"]), "params": dict(content["params"]), "texts": texts}
+            numbers = sum(int(entry.get("open", 0)) for entry in entries[1:])
+        except (LookupError, TypeError, ValueError, AttributeError, RunError):
             return None
-        note = cls(path, content)
+        note = cls(path, content, open=numbers)
         for entry in entries[1:]:
-            note.run = entry.get("run", note.run)
-            note.open += entry.get("open", 0)
+            note.run = str(entry.get("run", note.run))
             note.kept |= "kept" in entry
             note.given_up |= "given_up" in entry
         return note
@@ -112,7 +131,7 @@ class Note:
     def add(self, entry: Mapping[str, Any]) -> None:
         """Add an entry."""
         if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = open_own(self.path, "a", encoding="utf-8")
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -199,19 +218,30 @@ def settle_all(store: RunStore, mlruns: Path, *, patience: float = _LONGEST_LOCK
     Raises:
         RunError: The store cannot be reached.
     """
-    if any((mlruns / _FOLDER).glob("*.jsonl")):
+    if any(_notes_folder(mlruns).glob("*.jsonl")):
         with alone(mlruns, patience=patience) as locked:
             settle_left(store, mlruns, locked=locked)
 
 
 def settle_left(store: RunStore, mlruns: Path, *, locked: bool) -> None:
     """Do the same inside of :func:`alone`: if that is so, every note is of a creation that has ended."""
-    for path in sorted((mlruns / _FOLDER).glob("*.jsonl")) if locked else ():
+    for path in sorted(_notes_folder(mlruns).glob("*.jsonl")) if locked else ():
         note = Note.read(path)
         if note is None:
             path.unlink(missing_ok=True)
-        elif note.content["store"] == store.uri:
+        elif note.content["store"] in (store.uri, _address(store.uri, mlruns)):
             settle(store, note, mlruns)
+
+
+def settle_before(store: RunStore, mlruns: Path, *, locked: bool, notify: Callable[[str], None]) -> None:
+    """Do the same before a new run is created, which goes on whatever comes of it."""
+    try:
+        settle_left(store, mlruns, locked=locked)
+    except PlaceError as error:
+        notify(str(error))
+    except RunError:
+        # A store that cannot be reached says so when the run is created.
+        return
 
 
 def settle(store: RunStore, note: Note, mlruns: Path) -> None:
@@ -235,8 +265,14 @@ def settle(store: RunStore, note: Note, mlruns: Path) -> None:
 
 
 def _keep(store: RunStore, note: Note, mlruns: Path) -> bool:
-    """Write into a run's folder what its process had no time for; return whether none works on it."""
+    """Write into a run's folder what its process had no time for; return whether none works on it.
+
+    Raises:
+        RunError: The note names a place that is not the run's; then nothing is written.
+    """
     folder = run_folder(store, note.run, mlruns.parent)
+    what = f"The note '{note.path}'"
+    texts = {folder.file(place, what=what): (place, text) for place, text in note.content["texts"].items()}
     try:
         folder.lock()
     except RunError:
@@ -244,10 +280,10 @@ def _keep(store: RunStore, note: Note, mlruns: Path) -> bool:
     try:
         journal = Journal(folder.journal)
         journal.append({"do": "params", "values": note.content["params"]})
-        for path, text in note.content["texts"].items():
-            with drafted(folder.files / path) as draft:
+        for path, (place, text) in texts.items():
+            with drafted(path) as draft:
                 draft.write_text(text, encoding="utf-8")
-            journal.append({"do": "upload", "path": path})
+            journal.append({"do": "upload", "path": place})
         journal.close()
     finally:
         folder.unlock()

@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from dmx.errors import RunError
+from dmx.paths import within
+from dmx.tracking.checkpoints import is_checkpoint_path
 from dmx.tracking.folder import RunFolder
 from dmx.tracking.journal import Entry, read_entries
 from dmx.tracking.process import now
@@ -19,6 +21,7 @@ _LONGEST_WAIT_SECONDS = 300.0
 _ONCE_MORE_SECONDS = 2.0
 _LONGEST_SILENCE_SECONDS = 120.0
 _METRICS_PER_BATCH = 500
+_SHOWN = 200
 
 Notify = Callable[[str], None]
 
@@ -41,11 +44,14 @@ def deliver(target: Target, notify: Notify, *, again: bool = False) -> int:
         again: Deliver everything from the beginning; the store ends up the same.
 
     Raises:
-        RunError: The store cannot be reached; what has been delivered is remembered.
+        RunError: The store cannot be reached; what has been delivered is remembered. Or an entry names a place that is
+            not the run's: then nothing is delivered.
     """
     folder = target.folder
+    start = 0 if again else folder.delivered
+    _require_own(folder, start)
     count = 0
-    for entries, end in _batches(folder.journal, 0 if again else folder.delivered):
+    for entries, end in _batches(folder.journal, start):
         try:
             _apply(target, entries)
         except StoreRefusedError as error:
@@ -56,6 +62,28 @@ def deliver(target: Target, notify: Notify, *, again: bool = False) -> int:
         folder.delivered = end
         count += len(entries)
     return count
+
+
+def _require_own(folder: RunFolder, start: int) -> None:
+    """Require that each entry is one and names only what is in the run's folders, before the first is carried out."""
+    what = f"The journal of run {folder.path.name[:8]}"
+    for entry, _ in read_entries(folder.journal, start):
+        try:
+            kind = entry["do"]
+            deleted = [entry["path"]] if kind == "delete" else []
+            models = [model["path"] for model in entry["models"]] if kind == "checkpoints" else []
+            if kind == "upload":
+                folder.file(entry["path"], what=what)
+            if kind == "image":
+                within(folder.path, entry["source"], what=what)
+        except (LookupError, TypeError) as error:
+            raise RunError(f"{what} is damaged: '{folder.journal}' holds an entry that dmx has not written.") from error
+        for path in (*deleted, *models):
+            if not is_checkpoint_path(path):
+                raise RunError(
+                    f"{what} names '{str(path)[:_SHOWN]}' as a checkpoint, and it is none. Nothing was touched. dmx "
+                    "writes no such thing: somebody has changed the project."
+                )
 
 
 def _one_by_one(target: Target, entries: Iterable[Entry], notify: Notify) -> None:
@@ -88,6 +116,15 @@ def _metrics_of(entry: Entry) -> tuple[bool, str | None]:
 
 
 def _apply(target: Target, entries: list[Entry]) -> None:
+    try:
+        _carry_out(target, entries)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise StoreRefusedError(
+            f"An entry of the journal '{target.folder.journal}' is damaged and was left out ({error})."
+        ) from error
+
+
+def _carry_out(target: Target, entries: list[Entry]) -> None:
     if entries[0]["do"] == "metrics":
         points = [
             MetricPoint(key, value, entry["step"], entry["time"])
@@ -104,7 +141,7 @@ def _nothing(target: Target, entry: Entry) -> None:
 
 
 def _upload(target: Target, entry: Entry) -> None:
-    source = target.folder.files / entry["path"]
+    source = target.folder.file(entry["path"], what="The journal")
     # What keep-rules have deleted since, or lies in the store's own folder already, needs no copy.
     if source.exists() and not target.folder.in_place:
         parent = Path(entry["path"]) if source.is_dir() else Path(entry["path"]).parent
@@ -112,7 +149,7 @@ def _upload(target: Target, entry: Entry) -> None:
 
 
 def _image(target: Target, entry: Entry) -> None:
-    source = target.folder.path / entry["source"]
+    source = within(target.folder.path, entry["source"], what="The journal")
     if source.exists():
         point = (entry["step"], entry["time"])
         target.store.log_image(target.run_id, source, key=entry["key"], point=point)

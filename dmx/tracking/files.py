@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dmx.errors import RunError
+from dmx.paths import PlaceError, within
 from dmx.tracking.store import RunReader
 
 
@@ -12,8 +13,10 @@ def read_text(store: RunReader, run_id: str, path: str) -> str | None:
     local = store.local_artifacts(run_id)
     try:
         if local is not None:
-            return (local / path).read_text(encoding="utf-8")
+            return within(local, path, what=f"Run {run_id[:8]}").read_text(encoding="utf-8")
         with TemporaryDirectory() as folder:
             return store.download(run_id, path, Path(folder)).read_text(encoding="utf-8")
+    except PlaceError:
+        raise
     except (OSError, RunError):
         return None

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dmx.errors import RunError
-from dmx.tracking.location import project_root
+from dmx.paths import open_own, refuse_links, within
+from dmx.tracking.location import runs_folder
 from dmx.tracking.store import RunReader
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -31,6 +32,8 @@ def drafted(path: Path, *, folder: Path | None = None) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = (folder or path.parent) / f".{path.name}{_DRAFT}"
+    # A link in its place would be written through.
+    draft.unlink(missing_ok=True)
     try:
         yield draft
         draft.replace(path)
@@ -59,19 +62,36 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, artifacts: Path | None) -> None:
-        path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.in_place = artifacts is not None
         self.files = artifacts or path / "files"
-        self.files.mkdir(parents=True, exist_ok=True)
         self.journal = path / "journal.jsonl"
-        self._lock: IO[str] | None = None
+        self._lock: IO[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what sentences call it."""
+        return f"The folder of run {self.path.name[:8]}"
+
+    def file(self, place: object, *, what: str) -> Path:
+        """Return the file or folder among the run's artifacts that data names.
+
+        Args:
+            place: Path below :attr:`files`.
+            what: What names it, as a sentence begins.
+
+        Raises:
+            RunError: It lies elsewhere.
+        """
+        return within(self.files, place, what=what)
 
     @property
     def delivered(self) -> int:
         """Bytes of the journal that the store has."""
         file = self.path / "delivered"
-        return int(file.read_text(encoding="ascii")) if file.is_file() else 0
+        text = file.read_text(encoding="ascii", errors="replace") if file.is_file() else "0"
+        # Delivering everything again changes nothing.
+        return int(text) if text.isdecimal() else 0
 
     @delivered.setter
     def delivered(self, offset: int) -> None:
@@ -84,12 +104,22 @@ class RunFolder:
         return self.journal.stat().st_size - self.delivered if self.journal.is_file() else 0
 
     def lock(self) -> None:
-        """Refuse every other process until this one ends or unlocks.
+        """Make the folder, and refuse every other process until this one ends or unlocks.
 
         Raises:
-            RunError: Another process works on the run.
+            RunError: Another process works on the run, the folder cannot be written, or it holds a symbolic link.
         """
-        file = (self.path / "lock").open("a+", encoding="ascii")
+        refuse_links(self.path, what=self.name)
+        refuse_links(self.files, what=self.name)
+        try:
+            for folder in (self.path, self.files):
+                folder.mkdir(parents=True, exist_ok=True)
+            file = open_own(self.path / "lock", "a+", encoding="ascii")
+        except OSError as error:
+            raise RunError(
+                f"{self.name} cannot be written ('{error.filename or self.path}'): {error.strerror}. Make it writable, "
+                "or work in a copy of the project."
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,7 +139,7 @@ class RunFolder:
         for top in (self.path, self.files):
             for name in list(top.rglob(".*")):
                 if name.name.startswith(_UPLOADING) or name.name.endswith(_DRAFT):
-                    shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
+                    shutil.rmtree(name) if name.is_dir() and not name.is_symlink() else name.unlink(missing_ok=True)
         for folder in (self.path / "images" / OUTGOING, self.files / "incoming"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -121,8 +151,12 @@ class RunFolder:
 
 
 def run_folder(store: RunReader, run_id: str, root: Path | None = None) -> RunFolder:
-    """Return the folder of a run on this machine."""
+    """Return the folder of a run on this machine; it is made when it is locked.
+
+    Raises:
+        RunError: The id is none, or the store names a folder that is not its own.
+    """
     if not _RUN_ID.fullmatch(run_id):
         raise RunError(f"The run store names a run {run_id[:60]!r}, which is no id that a folder could have.")
-    path = (root or project_root()) / "mlruns" / "local" / run_id
+    path = within(runs_folder(store.uri, root), f"local/{run_id}/files", what="The run store").parent
     return RunFolder(path, store.local_artifacts(run_id))

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dmx.errors import RunError
+from dmx.paths import open_own
+
 _FSYNC_SECONDS = 5.0
 
 Entry = dict[str, Any]
@@ -27,8 +30,8 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._synced = time.monotonic()
+        self._file = open_own(path, "ab")
         _remove_torn_line(path)
-        self._file = path.open("ab")
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write one entry."""
@@ -52,7 +55,11 @@ class Journal:
 
 
 def read_entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
-    """Yield each complete entry from a byte offset on, with the offset behind it."""
+    """Yield each complete entry from a byte offset on, with the offset behind it.
+
+    Raises:
+        RunError: A line is no entry.
+    """
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -60,8 +67,22 @@ def read_entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:
         for line in file:
             if not line.endswith(b"\n"):
                 return
+            entry = _entry(line)
+            if entry is None:
+                raise RunError(
+                    f"'{path}' is damaged: byte {start} begins a line that dmx has not written. Bring the file back, "
+                    "or remove it; what the run store has stays."
+                )
             start += len(line)
-            yield json.loads(line), start
+            yield entry, start
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def last_steps(path: Path) -> dict[str, int]:

@@ -5,13 +5,15 @@ import os
 import re
 import socket
 from pathlib import Path
-from urllib.parse import quote, urlparse, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from dmx.errors import RunError
-from dmx.tracking.embedded import database_path
+from dmx.paths import within
+from dmx.tracking.embedded import database_path, database_uri
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _PATIENCE_S = 10.0
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _VIEW = "workflowType=machine_learning&viewStateShareKey=dmx"
 # A password ends at the last @ of its word: one that was not escaped can hold others.
 _PASSWORD = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s/@:]*):(?P<password>[^\s'\"<>]*)@")
@@ -40,7 +42,23 @@ def project_of(uri: str, root: Path) -> Path:
 
 def embedded_uri(root: Path) -> str:
     """Return the address of the project's own store."""
-    return f"sqlite:///{root / 'mlruns' / 'mlflow.db'}"
+    return database_uri(root / "mlruns" / "mlflow.db")
+
+
+def runs_folder(uri: str, root: Path | None = None) -> Path:
+    """Return the folder ``mlruns`` in which a store's runs keep what is theirs on this machine.
+
+    It is that of the store where the store is a project's own, from wherever it is opened: one run has one journal and
+    one lock.
+
+    Args:
+        uri: Address of the store.
+        root: Folder of the project; found from the working directory when it is not given.
+    """
+    database = database_path(uri)
+    if database is not None and database.parent.name == "mlruns":
+        return database.parent
+    return (root or project_root()) / "mlruns"
 
 
 def resolve_uri(uri: str | None, root: Path) -> str:
@@ -100,8 +118,24 @@ def folder_name(experiment: str) -> str:
     return re.sub(r"[^\w.-]+", "-", experiment).strip("-.") or "experiment"
 
 
+def local_path(location: str) -> Path | None:
+    """Return an artifact location of MLflow as a path of this machine; ``None`` for any other.
+
+    A store is only a file: whether the path may be used is for :func:`dmx.paths.within` to say.
+
+    >>> local_path("file:///data/study%20%232/mlruns"), local_path("/data/study #2"), local_path("s3://bucket/1")
+    (PosixPath('/data/study #2/mlruns'), PosixPath('/data/study #2'), None)
+    """
+    if not location.startswith("file:"):
+        return None if _SCHEME.match(location) else Path(location)
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.netloc in ("", "localhost") else None
+
+
 def artifact_location(uri: str, experiment: str, taken: set[str]) -> str:
     """Return where the artifacts of a new experiment go in a store that is opened directly: beside its database.
+
+    It is a ``file:`` address, in which MLflow misreads no name.
 
     Raises:
         RunError: The database is no file.
@@ -114,7 +148,9 @@ def artifact_location(uri: str, experiment: str, taken: set[str]) -> str:
         )
     base = folder_name(experiment)
     names = (base, *(f"{base}-{number}" for number in range(2, len(taken) + 3)))
-    return next(place for name in names if (place := str(database.parent / "artifacts" / name)) not in taken)
+    folder = within(database.parent, "artifacts", what="The run store")
+    used = {local_path(location) for location in taken}
+    return within(folder, next(name for name in names if folder / name not in used), what="The run store").as_uri()
 
 
 def check_route(uri: str, location: str) -> None:
@@ -128,7 +164,7 @@ def check_route(uri: str, location: str) -> None:
             f"The artifacts at {location} belong to an experiment that was made through a server, and the run store "
             f"was opened directly ({mask(uri)}). Set MLFLOW_TRACKING_URI to the server's http address."
         )
-    if urlparse(location).scheme in ("", "file") and is_server(uri):
+    if is_server(uri) and (location.startswith("file:") or not _SCHEME.match(location)):
         raise RunError(
             f"The artifacts at {location} belong to an experiment that was made without a server, and the run store "
             f"was reached through one ({mask(uri)}). Use the database's own address, or another experiment."

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
+from dmx.paths import within
 from dmx.tracking import catalog
-from dmx.tracking.location import check_route, mask
+from dmx.tracking.embedded import artifact_owner, database_path
+from dmx.tracking.location import check_route, local_path, mask
 from dmx.tracking.sentences import one_sentence
 from dmx.tracking.store import MetricPoint, RunInfo
 
@@ -23,6 +24,7 @@ class MlflowReader:
 
     def __init__(self, uri: str, client: Any) -> None:
         self._uri = uri
+        self.read_only = False
         self._client = client
         self._experiment_names: dict[str, str] = {}
         self._artifact_uris: dict[str, str] = {}
@@ -87,8 +89,7 @@ class MlflowReader:
     @one_sentence
     def local_artifacts(self, run_id: str) -> Path | None:
         """Return the run's artifact folder when it is a folder of this machine."""
-        parsed = urlparse(self._artifacts(run_id))
-        return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+        return self._own_folder(run_id, self._artifacts(run_id))
 
     @one_sentence
     def list_artifacts(self, run_id: str, path: str = "") -> list[str]:
@@ -107,8 +108,26 @@ class MlflowReader:
         if run_id not in self._artifact_uris:
             location = self._client.get_run(run_id).info.artifact_uri
             check_route(self._uri, location)
+            self._own_folder(run_id, location)
             self._artifact_uris[run_id] = location
         return self._artifact_uris[run_id]
+
+    def _own_folder(self, run_id: str, location: str) -> Path | None:
+        """Return the folder of a run's artifacts, which must lie in what is the store's; ``None``: not on this machine.
+
+        Raises:
+            RunError: The store names another place.
+        """
+        if (path := local_path(location)) is None:
+            return None
+        owner, database = None, database_path(self._uri)
+        if database is not None:
+            owner = artifact_owner(database)
+        else:
+            # A team's database has no folder; there an experiment says where its runs lie.
+            experiment = self._client.get_experiment(self._client.get_run(run_id).info.experiment_id)
+            owner = local_path(experiment.artifact_location)
+        return None if owner is None else within(owner, path, what=f"The run store, for run {run_id[:8]},")
 
     def _info(self, run: Any) -> RunInfo:
         experiment_id = run.info.experiment_id

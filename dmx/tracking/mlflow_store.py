@@ -9,16 +9,18 @@ import logging
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmx.errors import RunError
-from dmx.tracking.embedded import database_path, opening
+from dmx.paths import within
+from dmx.tracking.embedded import database_path, database_uri, is_read_only, mlflow_address, opening
 from dmx.tracking.folder import OUTGOING
 from dmx.tracking.location import answers, artifact_location, check_route, is_server, project_root, resolve_uri
 from dmx.tracking.mlflow_reader import MlflowReader
-from dmx.tracking.sentences import one_sentence
+from dmx.tracking.relocate import mend
+from dmx.tracking.sentences import one_sentence, writing
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status, StoreSilentError
 from dmx.tracking.view_state import experiment_tags
 from dmx.tracking.waits import set_waits, single_attempt, time_to_upload
@@ -72,20 +74,28 @@ class MlflowStore(MlflowReader):
 
     def __init__(self, uri: str) -> None:
         database = database_path(uri)
-        absolute = uri if database is None else f"sqlite:///{database}"
-        super().__init__(absolute, None)
+        super().__init__(uri if database is None else database_uri(database), None)
+        # What MLflow is told: it does not open every address that means the same.
+        self._address = self._uri
         self._client: MlflowClient = self._connect(database)
 
     @one_sentence
     def _connect(self, database: Path | None) -> "MlflowClient":
         if not answers(self._uri):
             raise StoreSilentError(f"The run store {self.uri} does not answer.")
-        with nullcontext() if database is None else opening(database):
+        if database is None:
             client = _client(self._uri)
             client.search_experiments(max_results=1)
+            return client
+        with opening(database):
+            self.read_only = is_read_only(database)
+            self._address = mlflow_address(database)
+            client = _client(self._address)
+            client.search_experiments(max_results=1)
+            mend(database_path(self._address) or database, folder=database.parent)
         return client
 
-    @one_sentence
+    @writing
     def create_run(self, experiment: str, *, name: str, tags: Mapping[str, str]) -> RunInfo:
         """Create a run in an experiment, which is created when it is new; asked once, whatever comes back."""
         found = self._experiment(experiment)
@@ -93,13 +103,13 @@ class MlflowStore(MlflowReader):
             created = self._client.create_run(found.experiment_id, run_name=name, tags=dict(tags))
         return self._info(created)
 
-    @one_sentence
+    @writing
     def discard_run(self, run_id: str) -> None:
         """End a run and put it into the store's trash."""
         self._client.set_terminated(run_id, "KILLED")
         self._client.delete_run(run_id)
 
-    @one_sentence
+    @writing
     def rename_run(self, run_id: str, name: str) -> None:
         """Give a run another name."""
         self._client.update_run(run_id, name=name)
@@ -135,7 +145,7 @@ class MlflowStore(MlflowReader):
             self._uri, experiment, {item.artifact_location for item in self._client.search_experiments()}
         )
 
-    @one_sentence
+    @writing
     def set_status(self, run_id: str, status: Status) -> None:
         """Set the status, with the end time when it is a final one."""
         if status in ("RUNNING", "SCHEDULED"):
@@ -143,7 +153,7 @@ class MlflowStore(MlflowReader):
         else:
             self._client.set_terminated(run_id, status)
 
-    @one_sentence
+    @writing
     def log_metrics(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Add points of metrics, any number."""
         from mlflow.entities import Metric
@@ -154,7 +164,7 @@ class MlflowStore(MlflowReader):
                 run_id, metrics=[Metric(point.key, point.value, point.timestamp, point.step) for point in part]
             )
 
-    @one_sentence
+    @writing
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Add params; a param that exists with another value raises ``StoreRefusedError``."""
         from mlflow.entities import Param
@@ -163,7 +173,7 @@ class MlflowStore(MlflowReader):
         for first in range(0, len(entries), _ENTRIES_PER_CALL):
             self._client.log_batch(run_id, params=entries[first : first + _ENTRIES_PER_CALL])
 
-    @one_sentence
+    @writing
     def set_tags(self, run_id: str, tags: Mapping[str, str | None]) -> None:
         """Set tags; ``None`` removes one."""
         from mlflow.entities import RunTag
@@ -177,12 +187,12 @@ class MlflowStore(MlflowReader):
             if key in present:
                 self._client.delete_tag(run_id, key)
 
-    @one_sentence
+    @writing
     def log_cohort(self, run_id: str, cohort: CohortInput) -> None:
         """Add a cohort to the run's inputs."""
         self._client.log_inputs(run_id, [_dataset_input(cohort)])
 
-    @one_sentence
+    @writing
     def log_checkpoints(self, run_id: str, models: Sequence[CheckpointModel]) -> None:
         """Let a model of the store's catalog stand for each checkpoint, with the validation metrics of its step."""
         run = self._client.get_run(run_id)
@@ -224,7 +234,7 @@ class MlflowStore(MlflowReader):
         )
         return [model.model_id for model in found]
 
-    @one_sentence
+    @writing
     def upload(self, run_id: str, source: Path, folder: str = "") -> None:
         """Copy a file, or what is in a folder, below ``folder`` of the run's artifacts."""
         self._artifacts(run_id)
@@ -235,7 +245,7 @@ class MlflowStore(MlflowReader):
         with time_to_upload(source):
             log(run_id, str(source), folder or None)
 
-    @one_sentence
+    @writing
     def log_image(self, run_id: str, picture: Path, *, key: str, point: tuple[int, int]) -> None:
         """Add a picture to the course of pictures of that key; ``point`` is (step, timestamp)."""
         from mlflow import Image
@@ -257,13 +267,15 @@ class MlflowStore(MlflowReader):
             shutil.rmtree(outgoing)
         self._client.set_tag(run_id, "mlflow.loggedImages", "True")
 
-    @one_sentence
+    @writing
     def delete_artifacts(self, run_id: str, path: str) -> None:
         """Delete an artifact folder and the model that stands for it."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        if (local := self.local_artifacts(run_id)) is not None:
+            within(local, path, what="What is to be deleted")
         if any(item == path for item in self.list_artifacts(run_id, str(Path(path).parent))):
-            repository: Any = get_artifact_repository(self._artifacts(run_id), tracking_uri=self._uri)
+            repository: Any = get_artifact_repository(self._artifacts(run_id), tracking_uri=self._address)
             # In a folder of this machine the training itself deletes at the same time.
             with suppress(FileNotFoundError):
                 repository.delete_artifacts(path)

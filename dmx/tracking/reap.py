@@ -9,7 +9,7 @@ from dmx.tracking.checkpoints import checkpoint_names, kept_models
 from dmx.tracking.creation import settle_all
 from dmx.tracking.delivery import Notify, Target, deliver
 from dmx.tracking.folder import run_folder
-from dmx.tracking.location import project_root
+from dmx.tracking.location import runs_folder
 from dmx.tracking.process import process_of, silent_for
 from dmx.tracking.store import RunInfo, RunStore
 
@@ -36,7 +36,7 @@ def reap(store: RunStore, *, stale: timedelta | None = None, root: Path | None =
         notify: Gets a sentence when something cannot be delivered.
     """
     closed = []
-    settle_all(store, (root or project_root()) / "mlruns")
+    settle_all(store, runs_folder(store.uri, root))
     for run in store.list_runs(limit=_ALL):
         reason = _reason(run, stale)
         if run.status == "RUNNING" and reason and _close(store, run, reason, root=root, notify=notify):

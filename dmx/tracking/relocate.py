@@ -1,12 +1,13 @@
-"""Mend the embedded store after its folder was moved: MLflow keeps artifact locations as absolute paths."""
+"""Mend the embedded store after its folder was moved or copied: MLflow keeps artifact locations as absolute paths."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from dmx.errors import RunError
+from dmx.paths import within
 from dmx.tracking.embedded import opening
+from dmx.tracking.location import local_path
 
 _COLUMNS = (
     ("experiments", "artifact_location"),
@@ -14,6 +15,8 @@ _COLUMNS = (
     ("logged_models", "artifact_location"),
     ("model_versions", "storage_location"),
 )
+# In a plain path MLflow takes these for parts of an address.
+_MISREAD = frozenset("%?#;")
 
 
 def relocate(database: Path) -> int:
@@ -26,44 +29,61 @@ def relocate(database: Path) -> int:
         Number of locations that were changed. Locations that are no paths, or whose folder is not here, stay.
 
     Raises:
-        RunError: There is no such database.
+        RunError: There is no such database, or it cannot be written.
     """
     if not database.is_file():
         raise RunError(f"There is no run store at {database}. Run this in the project's folder.")
-    folder = database.resolve().parent
-    changed = 0
-    with opening(database), closing(sqlite3.connect(database)) as connection, connection:
+    with opening(database):
+        try:
+            return mend(database, folder=database.resolve().parent)
+        except sqlite3.OperationalError as error:
+            raise RunError(f"The run store {database} cannot be mended: {error}.") from error
+
+
+def mend(database: Path, *, folder: Path) -> int:
+    """Do the same in a database that nobody else opens; nothing is written where nothing has to be mended.
+
+    Args:
+        database: The file.
+        folder: Where it belongs: the folder with ``artifacts``.
+    """
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         former = _former_folders(connection, folder)
-        for table, column in _COLUMNS:
-            for (location,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
-                moved = _moved(location, former, folder)
-                if moved is not None:
-                    query = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
-                    changed += connection.execute(query, (moved, location)).rowcount
+        return sum(_mend_column(connection, *place, former=former, folder=folder) for place in _COLUMNS if former)
+
+
+def _mend_column(connection: sqlite3.Connection, table: str, column: str, *, former: list[Path], folder: Path) -> int:
+    changed = 0
+    for (location,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+        moved = _moved(location, former, folder)
+        if moved not in (None, location):
+            query = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
+            changed += connection.execute(query, (moved, location)).rowcount
     return changed
 
 
 def _former_folders(connection: sqlite3.Connection, folder: Path) -> list[Path]:
-    """Return the folders above ``artifacts/<experiment>`` of other places, of experiments whose folder is here."""
+    """Return the folders above ``artifacts/<experiment>`` of other places, of experiments whose folder is here.
+
+    The folder itself is one where a location in it is written so that MLflow would misread it.
+    """
     found: dict[Path, None] = {}
     for (location,) in connection.execute("SELECT artifact_location FROM experiments").fetchall():
-        path = _path(location)
-        if path is None or path.parent.name != "artifacts" or path.parent.parent == folder:
+        path = local_path(location or "")
+        if path is None or path.parent.name != "artifacts":
             continue
-        if (folder / "artifacts" / path.name).is_dir():
+        here = path.parent.parent == folder
+        misread = not location.startswith("file:") and not _MISREAD.isdisjoint(location)
+        if misread if here else (folder / "artifacts" / path.name).is_dir():
             found[path.parent.parent] = None
     return list(found)
 
 
 def _moved(location: str | None, former: list[Path], folder: Path) -> str | None:
-    path = _path(location)
+    path = local_path(location or "")
     for base in former:
-        if path is not None and path.is_relative_to(base):
-            return str(folder / path.relative_to(base))
+        if path is not None and path.is_relative_to(base) and path != base:
+            # What may not be used is refused when it is to be used.
+            with suppress(RunError):
+                return within(folder, path.relative_to(base), what="The run store").as_uri()
     return None
-
-
-def _path(location: str | None) -> Path | None:
-    """Return a location of this machine's file system as a path."""
-    parsed = urlparse(location or "")
-    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") and parsed.path else None

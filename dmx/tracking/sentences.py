@@ -15,7 +15,12 @@ class _HasAddress(Protocol):
     def uri(self) -> str: ...
 
 
+class _MayBeReadOnly(_HasAddress, Protocol):
+    read_only: bool
+
+
 _S = TypeVar("_S", bound=_HasAddress)
+_W = TypeVar("_W", bound=_MayBeReadOnly)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _REFUSED = {
@@ -51,6 +56,19 @@ def one_sentence(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concaten
                     f"The run store {self.uri} is locked: another program writes to it and does not stop. End that one."
                 ) from error
             raise kind(f"The run store {self.uri} failed in '{method.__name__}': {line.rstrip('.')}.") from error
+
+    return call
+
+
+def writing(method: Callable[Concatenate[_W, _P], _T]) -> Callable[Concatenate[_W, _P], _T]:
+    """Do the same for a method that changes the store, and refuse where nobody could: what is open is a copy."""
+    told = one_sentence(method)
+
+    @functools.wraps(method)
+    def call(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if self.read_only:
+            raise RunError(f"The run store {self.uri} cannot be written: its file or its folder is read-only.")
+        return told(self, *args, **kwargs)
 
     return call
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Self
 
 from dmx import __version__
 from dmx.errors import RunError
+from dmx.paths import open_own
 from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkpoint, kept_models
-from dmx.tracking.creation import Note, alone, settle_all, settle_left
+from dmx.tracking.creation import Note, alone, settle_all, settle_before
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
 from dmx.tracking.folder import RunFolder, drafted, run_folder
 from dmx.tracking.journal import Journal, last_steps, untold
 from dmx.tracking.lineage import source_runs
-from dmx.tracking.location import mask, project_root
+from dmx.tracking.location import mask, runs_folder
 from dmx.tracking.names import check_name, next_name, sole_name
 from dmx.tracking.pictures import save_figure
 from dmx.tracking.process import now, process_tags, require_free
@@ -154,7 +155,7 @@ class ActiveRun:
 
     def log_line(self, text: str) -> None:
         """Add a line with the time to ``log.txt``."""
-        with self.guarded("log.txt"), (self.files / "log.txt").open("a", encoding="utf-8") as file:
+        with self.guarded("log.txt"), open_own(self.files / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} {self.told(text)}\n")
 
     def sync(self) -> None:
@@ -249,12 +250,10 @@ def start_run(store: RunStore, new: NewRun, *, root: Path | None = None, notify:
     if new.note:  # The summary replaces the note and repeats it.
         tags |= {"mlflow.note.content": new.note[:_MAX_TAG], "dmx.description": new.note[:_MAX_TAG]}
     new = replace(new, tags={key: mask(value) for key, value in tags.items()})
-    mlruns = (root or project_root()) / "mlruns"
+    mlruns = runs_folder(store.uri, root)
     try:
         with alone(mlruns) as locked:
-            # A store that cannot be reached says so below.
-            with suppress(RunError):
-                settle_left(store, mlruns, locked=locked)
+            settle_before(store, mlruns, locked=locked, notify=notify)
             return _begin(store, new, mlruns, notify)
     except OSError as error:
         raise RunError(f"A new run cannot be kept below '{mlruns}': {error.strerror}. Mend that first.") from error

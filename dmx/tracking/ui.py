@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from dmx.errors import RunError
-from dmx.tracking.embedded import database_path
+from dmx.tracking.embedded import database_path, mlflow_address
 from dmx.tracking.location import mask
 
 HOST = "127.0.0.1"
@@ -64,10 +64,10 @@ def serving(uri: str, port: int) -> Iterator[str]:
     # The server's own experiment 0 would otherwise leave its folder wherever the command was called.
     database = database_path(uri)
     if database is not None:
-        command += ["--default-artifact-root", str(database.parent / "artifacts"), "--no-serve-artifacts"]
+        command += ["--default-artifact-root", (database.parent / "artifacts").as_uri(), "--no-serve-artifacts"]
     variables = {
         **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_BACKEND_STORE_URI": uri if database is None else mlflow_address(database),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Seven processes of 120 MB that only serve features for language models.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

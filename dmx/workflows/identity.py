@@ -4,13 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dmx.cohort.case import Case
 from dmx.cohort.digest import files_sha256
 from dmx.errors import CohortError, RunError
+from dmx.tracking.files import read_text
 from dmx.tracking.lineage import UNTRAINED, source_runs
 from dmx.tracking.store import RunInfo, RunReader
 
@@ -144,14 +143,8 @@ def require_no_leak(leaks: Sequence[Leak], *, allowed: bool) -> tuple[list[str],
 
 def read_identity(store: RunReader, run: RunInfo) -> dict[str, Any] | None:
     """Return whom a run has seen; ``None`` where it does not say."""
-    local = store.local_artifacts(run.id)
     try:
-        if local is not None:
-            text = (local / IDENTITY).read_text(encoding="utf-8")
-        else:
-            with TemporaryDirectory() as folder:
-                text = store.download(run.id, IDENTITY, Path(folder)).read_text(encoding="utf-8")
-        known: dict[str, Any] = json.loads(text)
-    except (OSError, ValueError, RunError):
+        known: dict[str, Any] = json.loads(read_text(store, run.id, IDENTITY) or "")
+    except ValueError:
         return None
     return known

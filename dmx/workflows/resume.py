@@ -12,6 +12,7 @@ from dmx.tracking.checkpoints import checkpoint_names, set_aside
 from dmx.tracking.creation import settle_all
 from dmx.tracking.folder import run_folder
 from dmx.tracking.lineage import UNTRAINED
+from dmx.tracking.location import runs_folder
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.process import require_free
 from dmx.tracking.reap import sync
@@ -78,7 +79,7 @@ def resume(
         CohortError: The training would read something else than before.
     """
     store = open_store(uri, session.root)
-    settle_all(store, session.root / "mlruns")
+    settle_all(store, runs_folder(store.uri, session.root))
     info = _with_all_it_told(store, store.find_run(run_name), session)
     _require_training(info, extension)
     if info.status == "FINISHED" and extension is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dmx.cohort.case import Case
+from dmx.paths import within
 from dmx.preprocess.cache import CachedCase, CaseCache
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.kept import KeptVolume, kept_volumes, kept_warnings
@@ -19,7 +20,8 @@ Progress = Callable[[int, int, str], None]
 
 def cache_folder(root: Path) -> Path:
     """Return where prepared cases are kept: DMX_CACHE, else ``mlruns/cache`` of the project."""
-    return Path(os.environ.get("DMX_CACHE") or root / "mlruns" / "cache")
+    named = os.environ.get("DMX_CACHE")
+    return Path(named) if named else within(root / "mlruns", "cache", what="The folder of runs")
 
 
 def prepare_cases(

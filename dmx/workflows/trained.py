@@ -14,6 +14,7 @@ from dmx.config.yaml_loader import read_yaml
 from dmx.errors import CheckpointError, ConfigError, ModelError, RunError
 from dmx.model.by_task import build_by_task
 from dmx.model.network import Network, TrainableNetwork
+from dmx.paths import within
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.image_contract import KIND, ImageContract
 from dmx.tracking.checkpoints import checkpoint_names
@@ -216,7 +217,7 @@ def run_experiment(store: RunStore, info: RunInfo, *, root: Path) -> Experiment:
 def _read(store: RunStore, info: RunInfo, name: str) -> Any:
     local = store.local_artifacts(info.id)
     if local is not None:
-        return read_yaml(local / name)
+        return read_yaml(within(local, name, what=f"Run {info.id[:8]}"))
     with tempfile.TemporaryDirectory() as folder:
         return read_yaml(store.download(info.id, name, Path(folder)))
 

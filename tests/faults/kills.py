@@ -14,6 +14,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 import yaml
@@ -329,7 +331,7 @@ def account(root: Path) -> Account:
             "select name, status from logged_models where source_run_id = ? and lifecycle_stage = 'active'", [run_id]
         ).fetchall()
         inputs = connection.execute("select count(*) from inputs where destination_id = ?", [run_id]).fetchone()[0]
-    folder = Path(artifacts)
+    folder = path_of(artifacts)
     metrics: dict[str, list[tuple[int, float]]] = {}
     untimed: dict[str, list[int]] = {}
     for key, step, value in points:
@@ -386,13 +388,18 @@ def _elsewhere(root: Path, artifacts: Path, run_id: str) -> list[str]:
     return sorted(path if run_id in path else _LOCAL.sub("ID", path) for path in found)
 
 
+def path_of(uri: str) -> Path:
+    """Return the folder that a store names, as a path or as a ``file:`` address."""
+    return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri)
+
+
 def runs_of(root: Path) -> list[tuple[str, str, Path]]:
     """Return (id, status, artifacts) of all runs, oldest first."""
     with closing(sqlite3.connect(root / "mlruns/mlflow.db")) as connection:
         rows = connection.execute(
             "select run_uuid, status, artifact_uri from runs where lifecycle_stage = 'active' order by start_time"
         ).fetchall()
-    return [(run_id, status, Path(uri)) for run_id, status, uri in rows]
+    return [(run_id, status, path_of(uri)) for run_id, status, uri in rows]
 
 
 def artifacts_of(root: Path) -> tuple[str, Path]:

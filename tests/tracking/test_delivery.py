@@ -98,7 +98,7 @@ def test_a_missing_checkpoint_is_explained(begin: Begin, train: Any, now: Now, p
     with pytest.raises(RunError, match="It has initial"):
         checkpoint_path(run.store, now(run), "best", root=project)
     (run.files / "checkpoints").rename(run.files / "moved")
-    with pytest.raises(RunError, match="relocate"):
+    with pytest.raises(RunError, match="is not at"):
         checkpoint_path(run.store, now(run), "initial", root=project)
 
 
@@ -260,5 +260,8 @@ def test_a_locked_run_is_not_reaped(begin: Begin, now: Now, project: Path, notes
 def test_only_the_machine_with_the_journal_can_sync(begin: Begin, now: Now, tmp_path: Path, notes: list[str]) -> None:
     with begin() as run:
         pass
+    # From another folder it is the same journal.
+    assert sync(run.store, now(run), root=tmp_path, notify=notes.append) == 0
+    run.folder.path.rename(tmp_path / "on another machine")
     with pytest.raises(RunError, match="no journal"):
         sync(run.store, now(run), root=tmp_path, notify=notes.append)

@@ -89,8 +89,9 @@ def test_the_table_of_runs_has_the_scores_of_each_task(score: str) -> None:
 def test_each_experiment_gets_its_own_folder_beside_the_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     first = artifact_location(uri, "a/b", set())
-    assert first == f"{tmp_path}/artifacts/a-b"
-    assert artifact_location(uri, "a b", {first}) == f"{tmp_path}/artifacts/a-b-2"
+    assert first == (tmp_path / "artifacts/a-b").as_uri()
+    for taken in (first, f"{tmp_path}/artifacts/a-b"):
+        assert artifact_location(uri, "a b", {taken}) == (tmp_path / "artifacts/a-b-2").as_uri()
     assert folder_name("///") == "experiment"
     with pytest.raises(RunError, match=r"anna:\*\*\*@db"):
         artifact_location("postgresql://anna:x@db/m", "a", set())
