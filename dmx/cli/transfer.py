@@ -140,7 +140,8 @@ def _print_plan(plan: "TransferPlan", notes: Sequence[str], *, folded: bool = Fa
     for sentence in notes:
         out.print(escape(sentence), soft_wrap=True)
     layers = set(plan.layer_lines(folded=folded))
-    for line in plan.summary(folded=folded):
+    # A run that was made has shown its warnings already.
+    for line in plan.summary(folded=folded, warnings=not folded):
         name, _, outcome = line.partition("  ")
         if line not in layers:
             out.print(escape(line), soft_wrap=True)

@@ -142,15 +142,20 @@ class TransferPlan:
         """Return a line per layer; if folded, those in a row that are copied whole as one, where layers are many."""
         return layer_lines(self.target.layers, self.tensors, folded=folded)
 
-    def summary(self, *, folded: bool = False) -> list[str]:
-        """Return a line per layer, notes and warnings, ending with how much is received and what is lost."""
+    def summary(self, *, folded: bool = False, warnings: bool = True) -> list[str]:
+        """Return a line per layer, notes and warnings, ending with how much is received and what is lost.
+
+        Args:
+            folded: Make one line of layers in a row that are copied whole, where there are many.
+            warnings: Whether the warnings are part of it.
+        """
         lines = self.layer_lines(folded=folded)
         hidden = folded and lines != self.layer_lines()
         return [
             *lines,
             *(["Layer by layer: transfer/mapping.csv of the run, or dmx transfer --dry-run."] if hidden else []),
             *self.notes,
-            *(f"Warning: {warning}" for warning in self.warnings),
+            *(f"Warning: {warning}" for warning in self.warnings if warnings),
             self.total,
         ]
 

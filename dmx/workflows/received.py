@@ -72,7 +72,8 @@ def transfer_start(
         kind="transfer",
         words=experiment.description or experiment.name,
         reason="initialized: transferred network",
-        sentences=[*origins, *found_sentences(sources), *notes, *plan.summary(folded=True)],
+        sentences=[*origins, *found_sentences(sources), *notes, *plan.summary(folded=True, warnings=False)],
+        warnings=plan.warnings,
         tags={**lineage, **tags},
         params={
             **({} if trained is None else source_params(trained)),

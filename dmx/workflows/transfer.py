@@ -202,6 +202,8 @@ def transfer(
         session.keeping(run, hiding(experiment, done.checked.data.cohort.cases, session.root)),
     ):
         complete_inputs(run, done.checked, session.root)
+        for sentence in start.warnings:
+            session.warn(sentence)
         keep_transferred(run, done)
         return Transferred(run=run.info, plan=done.plan, notes=done.notes)
 

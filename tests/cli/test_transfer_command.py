@@ -52,6 +52,20 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(project: Path, source: str)
     assert [run.name for run in open_store(root=project).list_runs()] == ["first"]
 
 
+def test_lists_of_layers_are_words_with_blanks_and_given_twice_they_add_up(project: Path, source: str) -> None:
+    words = ("transfer", "--layers", "normal.block_1", "normal.block_2", "--layers", "3", "--exclude", "normal.block_2")
+    assert join_layers([*words, "fc.*", "same.yaml", "-x"]) == [
+        *("transfer", "--layers", "normal.block_1,normal.block_2", "--layers", "3"),
+        *("--exclude", "normal.block_2,fc.*", "same.yaml", "-x"),
+    ]
+    assert join_layers(["activations", "run", "--layers", "a", "b"]) == ["activations", "run", "--layers", "a", "b"]
+    shown = dmx(*words, "same.yaml", "--from-run", "balls/first", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    received = [line.split()[0] for line in shown.output.splitlines() if " copied from " in line]
+    assert received == ["normal.block_1", "fc.block_1"]
+    assert "normal.block_2 initialized: excluded" in text(shown)
+
+
 def test_from_a_transfer_to_its_training(project: Path, source: str) -> None:
     words = ("--layers", "1", "2", "3", "--allow-leak", "--set", "freeze.normal=[3]", "--set", "freeze.subsampled=[]")
     moved = dmx("transfer", "deeper.yaml", "--from-run", "balls/first", *words, "--name", "moved")
