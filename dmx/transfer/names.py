@@ -195,9 +195,8 @@ def _head_tensors(target: NetworkSketch) -> set[str]:
 
 def _require_head(pairs: Mapping[str, NamedTensor], target: NetworkSketch) -> None:
     """Check that a head that is to be copied has a counterpart."""
-    head = target.head
-    if head is None or not any(tensor.name in pairs for tensor in head.tensors):
-        name = head.name if head else "no module"
+    if not _head_tensors(target) & pairs.keys():
+        name = target.head.name if target.head else "no module"
         raise TransferError(
             f"The head cannot be copied: the head of {target.name} is {name}, and the source has no layer of that "
             "name. Name the source's in a map."

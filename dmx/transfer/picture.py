@@ -143,7 +143,7 @@ def _details(plan: TransferPlan) -> dict[str, object]:
 
 def _tensor_text(tensor: TensorPlan) -> str:
     said = [tensor.name, size_text(tensor.shape) or "one value", tensor.action]
-    if tensor.source:
+    if tensor.source and tensor.action != "initialized":
         said.append(f"from {tensor.source} ({size_text(tensor.source_shape) or 'one value'})")
     part = part_text(tensor.parts)
     said += [text for text in (part, tensor.rule, "" if tensor.exact else "not exact", tensor.reason) if text]

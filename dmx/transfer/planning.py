@@ -21,7 +21,7 @@ from dmx.transfer.options import TransferOptions
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.remarks import outline, remarks, warn
 from dmx.transfer.tensors import KernelMismatchError, TensorPair, channel_rule, counterpart, initialized, plan_tensor
-from dmx.transfer.unused import source_tensors, unused_notes
+from dmx.transfer.unused import EXCLUDED, source_tensors, unused_notes
 from dmx.transfer.values import EqualOutput, TensorPlan
 
 _DEFAULTS = TransferOptions()
@@ -106,7 +106,7 @@ def _plan_layers(
     for layer in target.layers:
         pair = pairing.counterparts.get(layer.name)
         if pair is None or layer.name not in pairing.selected:
-            reason = "excluded" if layer.name in pairing.excluded else _why_not(layer, pair, options)
+            reason = EXCLUDED if layer.name in pairing.excluded else _why_not(layer, pair, options)
             plans += [initialized(layer, tensor, reason) for tensor in layer.tensors]
             continue
         axes: dict[Axis, ChannelMap] = {"in": maps.input(pair), "out": maps.output(pair)}
@@ -164,7 +164,7 @@ def _by_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options: 
         for tensor in layer.tensors:
             found = pairing.pairs.get(tensor.name)
             if found is None:
-                reason = "excluded" if tensor.name in pairing.excluded else _absent(layer, tensor, options)
+                reason = EXCLUDED if tensor.name in pairing.excluded else _absent(layer, tensor, options)
                 plans.append(initialized(layer, tensor, reason))
                 continue
             try:
@@ -180,7 +180,7 @@ def _by_names(sources: Sequence[NetworkSketch], target: NetworkSketch, options: 
 
 
 def _absent(layer: LayerSketch, tensor: TensorSketch, options: TransferOptions) -> str:
-    if layer.is_head:
+    if layer.is_head and options.head == "initialized":
         return "the head is new"
     if options.layers:
         return "its layer of the source is not asked for"

@@ -8,7 +8,7 @@ from dmx.transfer.channels import by_name
 from dmx.transfer.describe import LayerSketch, NetworkSketch
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.plan import TransferPlan
-from dmx.transfer.unused import some, unused_warnings
+from dmx.transfer.unused import EXCLUDED, some, unused_warnings
 from dmx.transfer.values import LayerOutline, NetworkOutline, TensorPlan
 
 
@@ -149,7 +149,7 @@ def _empty(plan: TransferPlan) -> list[str]:
         for tensor in plan.tensors
         if tensor.action != "initialized" and len(tensor.shape) > 1 and tensor.learned
     }
-    excluded = {tensor.layer for tensor in plan.tensors if tensor.reason == "excluded"}
+    excluded = {tensor.layer for tensor in plan.tensors if tensor.reason == EXCLUDED}
     empty = [
         layer.name
         for layer in plan.target.layers

@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
+from dmx.transfer.aliases import known_as
 from dmx.transfer.describe import LayerSketch, NetworkSketch, TensorSketch
 from dmx.transfer.options import TransferOptions
 from dmx.transfer.values import SourceTensor, TensorPlan
 
+EXCLUDED = "excluded"
+"""Why what was asked to be left out receives and gives nothing."""
+
 _SHOWN = 6
+_NO_PLACE, _HEAD, _NOT_ASKED = "no place here", "the head is not asked for", "its layer is not asked for"
 # Of the buffers that hold statistics, those that only count batches do not decide what is computed.
 _STATISTICS = ("running_mean", "running_var", "means", "variances")
 
@@ -39,7 +45,11 @@ def source_tensors(
                 reason = "" if key in used else refused.get(key, "")
                 wanted = not reason and key not in used
                 if wanted:
-                    reason = _why(layer, key in heads, within=within, several=len(sources) > 1, options=options)
+                    # Where a file does not keep the order, its last kernel may be any.
+                    is_head = key in heads or (layer.is_head and network.ordered)
+                    asked = len(sources) == 1 and not options.layers
+                    reason = _HEAD if is_head else _NO_PLACE if asked or within else _NOT_ASKED
+                    reason = EXCLUDED if _is_excluded(layer, network, options) else reason
                 matters = wanted and reason == _NO_PLACE and _computes(tensor)
                 found.append(
                     SourceTensor(
@@ -49,15 +59,14 @@ def source_tensors(
     return tuple(found)
 
 
-_NO_PLACE = "no place here"
-
-
-def _why(layer: LayerSketch, is_head: bool, *, within: bool, several: bool, options: TransferOptions) -> str:
-    """Return why nothing of a tensor is used."""
-    if layer.is_head or is_head:
-        return "the head is not asked for"
-    chosen = several or options.layers
-    return "its layer is not asked for" if chosen and not within else _NO_PLACE
+def _is_excluded(layer: LayerSketch, network: NetworkSketch, options: TransferOptions) -> bool:
+    names = known_as(layer.name, network.aliases)
+    return any(
+        layer.depth == one
+        if isinstance(one, int)
+        else any(fnmatchcase(name, p) for name in names for p in (one, f"{one}.*"))
+        for one in options.exclude
+    )
 
 
 def _computes(tensor: TensorSketch) -> bool:

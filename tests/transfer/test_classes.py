@@ -171,3 +171,12 @@ def test_of_two_networks_that_fit_the_one_that_is_taken_is_named() -> None:
     target = nn.ModuleDict({"a": nn.Conv3d(4, 4, 3, bias=False), "b": nn.Conv3d(4, 4, 3, bias=False)})
     made = plan_transfer(file, sketch_module(target, name="b"), TransferOptions(head="copy"))
     assert any("'teacher.' would fit as well as those with 'student.'" in note for note in made.notes)
+
+
+def test_a_head_is_copied_where_only_the_target_has_auxiliary_ones() -> None:
+    plain = {key: value for key, value in DYNUNET.items() if not key.startswith("deep")}
+    theirs, ours = make("DynUNet", plain, classes=3, seed=0), make("DynUNet", DYNUNET, classes=3, seed=1)
+    plan = moved(theirs, ours, head="copy")
+    reasons = {tensor.reason for tensor in plan.tensors if tensor.layer.startswith("network.deep_supervision_heads")}
+    assert all(reason.startswith("the source has no tensor of the name") for reason in reasons)
+    assert "network.output_block.conv.conv" in {layer for layer, _, _ in plan.pairs}

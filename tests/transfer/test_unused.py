@@ -95,9 +95,11 @@ def test_an_excluded_layer_stays_as_initialized(excluded: tuple[int | str, ...])
     apply_plan(plan, {"a": theirs.state_dict()}, ours.state_dict())
     assert torch.equal(ours.state_dict()["1.stages.0.conv.weight"], before)
     assert {tensor.reason for tensor in plan.tensors if tensor.layer == "1.stages.0.conv"} == {"excluded"}
-    assert not any("keep random" in warning for warning in plan.warnings)
+    assert not plan.warnings
+    assert not plan.unused
     whole = planned(theirs, ours, TransferOptions(exclude=("1.stages",)))
     assert set(origins(whole)) == {"0"}
+    assert not whole.unused
 
 
 def test_excluding_is_what_the_error_about_kernels_advises() -> None:
