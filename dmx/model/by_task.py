@@ -7,7 +7,7 @@ from dmx.model.network import TrainableNetwork
 from dmx.model.norms import Compatibility
 
 
-def build_by_task(  # what decides a network
+def build_by_task(  # noqa: PLR0913  # what decides a network
     section: ModelSection,
     *,
     task: str,
@@ -15,6 +15,7 @@ def build_by_task(  # what decides a network
     num_outputs: int,
     compatibility: Compatibility = "none",
     seed: int = 0,
+    spatial_dims: int = 3,
 ) -> TrainableNetwork:
     """Return a network of voxels for ``segmentation``, of whole images or volumes for any other task.
 
@@ -25,6 +26,7 @@ def build_by_task(  # what decides a network
         num_outputs: Classes, or targets of a regression.
         compatibility: ``deepmedic`` for a segmentation as DeepMedic computes it.
         seed: Seed of the weights.
+        spatial_dims: 2 for a network that scores images, 3 for volumes.
 
     Raises:
         ModelError: The settings do not describe such a network.
@@ -34,4 +36,6 @@ def build_by_task(  # what decides a network
         return build_network(
             section, num_channels=num_channels, num_classes=num_outputs, compatibility=compatibility, seed=seed
         )
-    return build_classifier(section, num_channels=num_channels, num_outputs=num_outputs, seed=seed)
+    return build_classifier(
+        section, num_channels=num_channels, num_outputs=num_outputs, seed=seed, spatial_dims=spatial_dims
+    )

@@ -101,6 +101,12 @@ class ImageNetwork(TrainableNetwork):
         return kernel_weights(self)
 
 
+class VolumeNetwork(ImageNetwork):
+    """The same for whole volumes [N, C, I, J, K]."""
+
+    example_shape = (64, 64, 64)
+
+
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of an image network under the names that the module itself gives them.
 
@@ -122,7 +128,7 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def build_image_network(
-    section: ModelSection, *, num_outputs: int, num_channels: int = COLORS, seed: int = 0
+    section: ModelSection, *, num_outputs: int, num_channels: int = COLORS, seed: int = 0, spatial_dims: int = 2
 ) -> ImageNetwork:
     """Return a network of images; its weights depend on the seed alone, and the global random state stays as it is.
 
@@ -131,6 +137,7 @@ def build_image_network(
         num_outputs: Classes, or targets of a regression: the size of the head.
         num_channels: Channels of the images.
         seed: Seed of the weights.
+        spatial_dims: What a function of the user's own gets as ``spatial_dims``, 3 for volumes.
 
     Raises:
         ModelError: No such network, arguments that it does not take, or a package that it needs is missing.
@@ -138,9 +145,10 @@ def build_image_network(
     """
     if ":" in section.name:
         made, by_class = make_module(
-            section, num_channels=num_channels, num_classes=num_outputs, seed=seed, spatial_dims=2
+            section, num_channels=num_channels, num_classes=num_outputs, seed=seed, spatial_dims=spatial_dims
         )
-        return ImageNetwork(
+        made_for = ImageNetwork if spatial_dims == 2 else VolumeNetwork
+        return made_for(
             made,
             section.name,
             num_channels=num_channels,

@@ -46,7 +46,7 @@ def sketch_network(
     return NetworkSketch(name, layers, (), tuple(channels), tuple(classes), aliases=network.aliases)
 
 
-def sketch_section(
+def sketch_section(  # noqa: PLR0913  # what decides a network
     section: ModelSection,
     *,
     name: str,
@@ -54,6 +54,7 @@ def sketch_section(
     classes: Sequence[str],
     compatibility: Compatibility = "none",
     scores: bool = False,
+    spatial_dims: int = 2,
 ) -> NetworkSketch:
     """Return the sketch of the network that a section describes; no weights are drawn for a multi-scale network.
 
@@ -64,12 +65,15 @@ def sketch_section(
         classes: Names of the classes or targets.
         compatibility: ``deepmedic`` for DeepMedic's.
         scores: Whether the network scores whole images or volumes instead of segmenting.
+        spatial_dims: 3 where a network of one's own scores volumes.
 
     Raises:
         ModelError: The settings do not describe a network.
     """
     if scores:
-        scoring = build_classifier(section, num_channels=len(channels), num_outputs=len(classes))
+        scoring = build_classifier(
+            section, num_channels=len(channels), num_outputs=len(classes), spatial_dims=spatial_dims
+        )
         return sketch_network(scoring, name=name, channels=channels, classes=classes)
     if section.name != "multiscale":
         network = build_network(

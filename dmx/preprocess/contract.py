@@ -64,6 +64,11 @@ class Contract:
                     )
 
     @property
+    def spatial_dims(self) -> int:
+        """Return how many axes of space the inputs have: 3, volumes."""
+        return 3
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What the network's outputs stand for, in their order."""
         return (*self.regions.members,) if self.regions else self.classes

@@ -64,6 +64,11 @@ class ImageContract:
         return _COLORS if self.color == "RGB" else _COLORS[::-1]
 
     @property
+    def spatial_dims(self) -> int:
+        """Return how many axes of space the inputs have: 2, images."""
+        return 2
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """What the network's outputs stand for, in their order: targets, or classes."""
         return self.targets or self.classes

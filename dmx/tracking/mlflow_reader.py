@@ -9,7 +9,7 @@ from dmx.tracking import catalog
 from dmx.tracking.embedded import artifact_owner, database_path
 from dmx.tracking.location import check_route, local_path, mask
 from dmx.tracking.sentences import one_sentence
-from dmx.tracking.store import MetricPoint, RunInfo
+from dmx.tracking.store import MetricPoint, RunInfo, current_params
 
 _PAGE = 1000
 
@@ -142,7 +142,7 @@ class MlflowReader:
             started=run.info.start_time,
             ended=run.info.end_time,
             artifact_uri=run.info.artifact_uri,
-            params=dict(run.data.params),
+            params=current_params(run.data.params, run.data.tags),
             metrics=dict(run.data.metrics),
             tags=dict(run.data.tags),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from dmx.errors import RunError
 
@@ -45,6 +45,20 @@ class RunInfo:
     def kind(self) -> str:
         """Return train, evaluate, predict, …; empty for a run of another program."""
         return self.tags.get("dmx.kind", "")
+
+
+CHANGED: Final = "dmx.changed."
+"""Beginning of the tags that say what a param became: a store never changes a param."""
+
+
+def current_params(params: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the params of a run as they are by now, those that a resume changed included.
+
+    >>> current_params({"epochs": "2", "lr": "0.1"}, {"dmx.changed.epochs": "4"})
+    {'epochs': '4', 'lr': '0.1'}
+    """
+    changed = {key.removeprefix(CHANGED): value for key, value in tags.items() if key.startswith(CHANGED)}
+    return {**params, **changed}
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class FreezePlan:
         modules: The same for modules that act as in inference (dropout, normalization).
         sizes: Parameter → number of values, of those that are frozen at the start.
         num_parameters: Values of the whole network.
+        flagged: Parameters that are frozen because they required no gradient before; whatever they hold is meant.
     """
 
     positions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class FreezePlan:
     modules: Mapping[str, float] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     num_parameters: int = 0
+    flagged: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything is ever frozen."""
@@ -76,7 +78,8 @@ class FreezePlan:
             received: Parameter → what the transfer did to it (``copied``, ``sliced``, ``adapted``); one that is
                 missing was left as initialized.
         """
-        return owners(name for name in self.parameters if received.get(name) not in WHOLE)
+        known = set(self.flagged)
+        return owners(name for name in self.parameters if received.get(name) not in WHOLE and name not in known)
 
     def params(self) -> dict[str, object]:
         """Return the params of a run, which are the same ones when nothing is frozen."""
@@ -90,8 +93,15 @@ class FreezePlan:
             "freeze.fc": _text(self.positions.get("fc", ())),
             "freeze.layers": _names(self.layers),
             "freeze.norm_statistics": self.norm_statistics,
+            "freeze.unfreeze": "; ".join(f"{epoch}: {self._released_layers(epoch)}" for epoch in self.epochs),
             "freeze.num_frozen_parameters": self.num_frozen_parameters(),
         }
+
+    def _released_layers(self, epoch: int) -> str:
+        """Return what trains from an epoch on, as a param."""
+        return _names(outermost([name for name, until in self.modules.items() if until == epoch])) or _names(
+            [name for name, until in self.parameters.items() if until == epoch]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values, with what is frozen from each epoch on at which that changes."""

@@ -1,6 +1,6 @@
 """What freezing knows of a network: the names of its layers, modules, parameters and buffers; never a value."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -183,3 +183,11 @@ def outermost(modules: Sequence[str]) -> tuple[str, ...]:
         return bool(parent) and (parent in known or inside(parent))
 
     return tuple(name for name in modules if not inside(name))
+
+
+def compact(names: Collection[str], modules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return modules instead of their parameters where all of them are named."""
+    known = set(names)
+    whole = outermost([module for module, inner in modules.items() if inner and known.issuperset(inner)])
+    inside = tuple(f"{module}." for module in whole)
+    return (*whole, *(name for name in names if not name.startswith(inside)))

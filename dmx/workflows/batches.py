@@ -28,7 +28,7 @@ from dmx.training.state import TrainState, new_state
 from dmx.training.step import DTYPES
 from dmx.workflows.data import check_names
 from dmx.workflows.feed import Feed, Item, Scores, probe
-from dmx.workflows.freezing import resolve_freezing
+from dmx.workflows.freezing import flag_sentences, resolve_freezing
 from dmx.workflows.handed import Handed
 from dmx.workflows.params import network_params, optimization_params
 from dmx.workflows.saving import saver
@@ -128,6 +128,8 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
         session.keeping(run),
     ):
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
+        for sentence in flag_sentences(ready.settings.freeze):
+            run.log_line(sentence)
         run.log_text("config.yaml", as_yaml(experiment))
         run.log_text("environment.json", json.dumps(environment(), indent=2))
         git = git_state(session.root)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from dmx.config.sections import Experiment
@@ -12,7 +13,7 @@ from dmx.training.events import Event, FrozenChecked
 from dmx.training.scales import resolve_scales
 from dmx.training.settings import FitSettings
 from dmx.transfer.freeze import FreezePlan
-from dmx.transfer.freeze_parts import network_parts
+from dmx.transfer.freeze_parts import compact, network_parts, outermost
 from dmx.transfer.freeze_planning import plan_freeze
 from dmx.transfer.values import percent
 
@@ -23,12 +24,36 @@ _SHOWN = 6
 def resolve_freezing(experiment: Experiment, network: TrainableNetwork) -> FreezePlan:
     """Return what is frozen when, and check the names of the learning rates too.
 
+    A parameter that requires no gradient (``requires_grad_(False)`` before the training) counts as frozen for good, as
+    if ``freeze.layers`` named it: a layer all of whose parameters are frozen keeps its statistics, too.
+
     Raises:
         ConfigError: A position or name does not exist, or nothing is left to train.
     """
     parts = network_parts(network)
     resolve_scales(experiment.optimizer.lr_scale, parts, None)
-    return plan_freeze(experiment.freeze, parts)
+    plan, section = plan_freeze(experiment.freeze, parts), experiment.freeze
+    flagged = [
+        name
+        for name, parameter in network.named_parameters()
+        if not parameter.requires_grad and name not in plan.parameters
+    ]
+    if not flagged:
+        return plan
+    layers = (section.layers,) if isinstance(section.layers, str) else section.layers
+    named = (*layers, *compact([*plan.parameters, *flagged], parts.modules))
+    return replace(plan_freeze(replace(section, layers=named), parts), flagged=tuple(flagged))
+
+
+def flag_sentences(plan: FreezePlan) -> list[str]:
+    """Say which layers are frozen because their parameters require no gradient."""
+    if not plan.flagged:
+        return []
+    names = outermost([name for name in plan.layers if any(f"{one}.".startswith(f"{name}.") for one in plan.flagged)])
+    more = len(names) - _SHOWN
+    listed = ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    kept = "stay as they are" if plan.norm_statistics == "frozen" else "follow the data"
+    return [f"Frozen by requires_grad=False: {listed}. Norm statistics of layers that are frozen whole {kept}."]
 
 
 def check_origin(
@@ -58,7 +83,7 @@ def check_origin(
             "out, or start from another run."
         )
     plan = settings.freeze
-    sentences = []
+    sentences = flag_sentences(plan)
     if plan:
         share = plan.num_frozen_parameters() / plan.num_parameters
         sentences.append(

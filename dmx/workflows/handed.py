@@ -1,7 +1,7 @@
 """Networks that were handed over in Python, trained as they are."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from dmx.model.multiscale import MultiScaleNet
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
 from dmx.transfer.freeze import FreezePlan
-from dmx.transfer.freeze_parts import network_parts, outermost
+from dmx.transfer.freeze_parts import compact, network_parts
 
 WRAPPER = "network."
 """What stands before the names of a module that dmx has wrapped."""
@@ -81,7 +81,7 @@ class Handed:
         if len(names) == len(known):
             # An optimizer of another network, which is refused when the training begins.
             return ()
-        return tuple(self.prefix + name for name in _compact(names, network_parts(self.model).modules))
+        return tuple(self.prefix + name for name in compact(names, network_parts(self.model).modules))
 
     @property
     def prefix(self) -> str:
@@ -123,18 +123,10 @@ def _by_names(handed: Handed, plan: FreezePlan, section: FreezeSection) -> Freez
 
     def names(first: float | None) -> tuple[str, ...]:
         chosen = [name for name, epoch in until.items() if first in (None, epoch)]
-        return tuple(handed.prefix + name for name in _compact(chosen, modules))
+        return tuple(handed.prefix + name for name in compact(chosen, modules))
 
     return FreezeSection(
         layers=names(None),
         norm_statistics=section.norm_statistics,
         unfreeze={epoch: {"layers": names(epoch)} for epoch in plan.epochs},
     )
-
-
-def _compact(names: Collection[str], modules: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return modules instead of their parameters where all of them are named."""
-    known = set(names)
-    whole = outermost([module for module, inner in modules.items() if inner and known.issuperset(inner)])
-    inside = tuple(f"{module}." for module in whole)
-    return (*whole, *(name for name in names if not name.startswith(inside)))

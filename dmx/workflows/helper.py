@@ -71,6 +71,7 @@ def _checked(orders: "Orders") -> "Checked":
         num_outputs=len(contract.outputs),
         compatibility=experiment.compatibility,
         seed=experiment.seed,
+        spatial_dims=contract.spatial_dims,
     )
     return orders.kind(network=network, **orders.values)
 

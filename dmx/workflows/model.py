@@ -66,7 +66,11 @@ def _scoring_experiment(experiment: Experiment, size: Triple | None, *, batch_si
     else:
         channels, outputs = _volumes(experiment)
     network = build_classifier(
-        experiment.model, num_channels=len(channels), num_outputs=len(outputs), seed=experiment.seed
+        experiment.model,
+        num_channels=len(channels),
+        num_outputs=len(outputs),
+        seed=experiment.seed,
+        spatial_dims=3 if experiment.stimuli is None else 2,
     )
     return _scoring(network, experiment, size, outputs=outputs, crop=crop, batch_size=batch_size)
 

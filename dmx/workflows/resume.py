@@ -17,7 +17,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.process import require_free
 from dmx.tracking.reap import sync
 from dmx.tracking.session import ActiveRun, checkpoint_path, resume_run
-from dmx.tracking.store import RunInfo, RunReader, RunStore
+from dmx.tracking.store import CHANGED, RunInfo, RunReader, RunStore
 from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.training.progress import ended_early
@@ -98,6 +98,7 @@ def resume(
         session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
     ):
         if experiment != before:
+            run.set_tags(_changed_params(info, before, experiment, extension))
             count = run.info.tags["dmx.resumed"]
             run.log_text(f"config.resume_{count}.yaml", portable(experiment, session.root))
             run.log_figure(f"figures/learning_rate.resume_{count}.png", lr_figure(planned_rates(experiment)))
@@ -105,6 +106,22 @@ def resume(
         if folder is None or _untrained(run.info):
             return start_again(run, checked, session)
         return _go_on(run, checked, session, folder=folder)
+
+
+def _changed_params(
+    info: RunInfo, before: Experiment, after: Experiment, extension: Extension | None
+) -> dict[str, str | None]:
+    """Return the tags that say which params are no longer what the run began with."""
+    tags: dict[str, str | None] = {}
+    if after.training.processes != before.training.processes:
+        tags[f"{CHANGED}processes"] = str(after.training.processes)
+    if extension is not None:
+        schedule = info.params.get("schedule", after.schedule.name)
+        tags[f"{CHANGED}epochs"] = str(extension.epochs)
+        tags[f"{CHANGED}schedule"] = (
+            f"{schedule}, {extension.schedule} for epochs {before.training.epochs} to {extension.epochs - 1}"
+        )
+    return tags
 
 
 def _with_all_it_told(store: RunStore, info: RunInfo, session: Session) -> RunInfo:

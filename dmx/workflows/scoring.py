@@ -93,6 +93,7 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
         num_channels=len(data.contract.channels),
         num_outputs=len(outputs),
         seed=experiment.seed,
+        spatial_dims=data.contract.spatial_dims,
     )
     if isinstance(data, ImageData):
         _require_readable(network, experiment.model.name, data.contract.crop)

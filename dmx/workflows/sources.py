@@ -91,6 +91,7 @@ def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
         classes=trained.contract.outputs,
         compatibility=trained.manifest["compatibility"],
         scores=trained.task != "segmentation",
+        spatial_dims=trained.contract.spatial_dims,
     )
     check_header(sketch, read_header(weights))
     return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)

@@ -178,6 +178,7 @@ def network_of(checkpoint: Checkpoint, contract: AnyContract) -> TrainableNetwor
             num_channels=len(contract.channels),
             num_outputs=len(contract.outputs),
             compatibility=manifest["compatibility"],
+            spatial_dims=contract.spatial_dims,
         )
         network.load_state_dict(dict(checkpoint.prediction_state))
     except (KeyError, ModelError, RuntimeError) as error:

@@ -8,6 +8,7 @@ from torch import nn
 import dmx
 from dmx.config.model import ModelSection, PathwaySection
 from dmx.model.build import build_network
+from dmx.tracking.mlflow_store import open_store
 from tests.api.conftest import changed, classifier, images, small, state, volumes
 from tests.workflows.conftest import SPLITS
 
@@ -69,6 +70,26 @@ def test_what_is_frozen_stays_frozen_bit_for_bit() -> None:
     dmx.train(model, volumes(), epochs=2, lr=0.01, freeze=frozen)
     assert {"norm.weight", "norm.running_mean"} <= changed(model, before)
     assert "conv1.weight" not in changed(model, before)
+
+
+def test_what_requires_no_gradient_counts_as_frozen(project: Path) -> None:
+    model = small()
+    model.conv1.requires_grad_(False)
+    model.norm.requires_grad_(False)
+    before = state(model)
+    done = dmx.train(model, volumes(), epochs=1, lr=0.01, store=project / "mlruns")
+    assert not {name for name in changed(model, before) if name.startswith(("conv1", "norm"))}
+    assert "head.weight" in changed(model, before)
+    assert not model.conv1.weight.requires_grad
+    assert done.run is not None
+    run = open_store(root=project).get_run(done.run.id)
+    frozen = sum(value.numel() for layer in (model.conv1, model.norm) for value in layer.parameters())
+    assert run.params["freeze.num_frozen_parameters"] == str(frozen)
+    assert run.params["freeze.layers"] == "network.conv1,network.norm"
+    folder = open_store(root=project).local_artifacts(run.id)
+    assert folder is not None
+    assert "Frozen by requires_grad=False: network.conv1, network.norm." in (folder / "log.txt").read_text()
+    assert (folder / "freeze/plan.json").is_file()
 
 
 def test_the_same_seed_gives_the_same_bits_also_with_a_shuffling_loader() -> None:

@@ -12,6 +12,7 @@ from dmx.config.load import build_experiment, load_experiment
 from dmx.config.model import ModelSection
 from dmx.errors import CheckpointError, ConfigError, DmxError, ModelError
 from dmx.model.build import build_network
+from dmx.model.by_task import build_by_task
 from dmx.model.network import Network
 from dmx.model.sketch import sketch_section
 
@@ -81,6 +82,23 @@ def test_a_function_of_the_user_builds_a_network() -> None:
     assert network.state_dict()["network.0.weight"].shape == (6, 2, 3, 3, 3)
     assert make("nets.mine:by_classes").num_classes == 3
     assert sys.path == path
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_function_that_scores_volumes_is_asked_for_three_axes(project: Path) -> None:
+    (project / "nets/scorers.py").write_text(
+        "from torch import nn\n"
+        "def scorer(spatial_dims, in_channels, num_classes):\n"
+        "    conv = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims](in_channels, 4, 3)\n"
+        "    pool = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[spatial_dims](1)\n"
+        "    return nn.Sequential(conv, pool, nn.Flatten(), nn.Linear(4, num_classes))\n"
+    )
+    section = ModelSection(name="nets.scorers:scorer")
+    volumes = build_by_task(section, task="classification", num_channels=2, num_outputs=3)
+    assert volumes([torch.rand(1, 2, 9, 8, 7)]).shape == (1, 3)
+    assert len(volumes.example_shape) == 3
+    images = build_by_task(section, task="classification", num_channels=2, num_outputs=3, spatial_dims=2)
+    assert images([torch.rand(1, 2, 9, 8)]).shape == (1, 3)
 
 
 @pytest.mark.usefixtures("trusted")

@@ -129,6 +129,7 @@ def test_nothing_is_frozen_by_default(parts: NetworkParts) -> None:
         "freeze.fc": "",
         "freeze.layers": "",
         "freeze.norm_statistics": "frozen",
+        "freeze.unfreeze": "",
         "freeze.num_frozen_parameters": 0,
     }
 
@@ -143,6 +144,7 @@ def test_subsampled_pathways_follow_the_normal_one(parts: NetworkParts) -> None:
         "freeze.fc": "1",
         "freeze.layers": "",
         "freeze.norm_statistics": "frozen",
+        "freeze.unfreeze": "",
         "freeze.num_frozen_parameters": 0,
     }
     assert plan.num_frozen_parameters() == sum(plan.sizes.values()) > 0
@@ -337,3 +339,10 @@ def test_the_plan_as_json_tells_each_stage(parts: NetworkParts) -> None:
     assert values["epochs"]["0"]["inference_modules"] == ["normal.block_1", "normal.block_2"]
     assert values["epochs"]["5"]["inference_modules"] == ["normal.block_1"]
     assert values["epochs"]["5"]["num_frozen_parameters"] == plan.num_frozen_parameters(7)
+
+
+def test_what_trains_later_is_a_param(parts: NetworkParts) -> None:
+    early = freeze(parts, normal="1-2", fc=1, unfreeze={3: {"fc": 1}})
+    late = freeze(parts, normal="1-2", fc=1, unfreeze={3: {"fc": 1}, 5: {"normal": 2}})
+    assert early.params()["freeze.unfreeze"] == "3: fc.block_1"
+    assert str(late.params()["freeze.unfreeze"]).startswith("3: fc.block_1; 5: normal.block_2")

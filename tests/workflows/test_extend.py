@@ -36,6 +36,8 @@ def test_a_finished_training_is_extended_in_the_same_run(project: Path, manifest
     assert folder is not None
     assert (folder / "config.resume_1.yaml").is_file()
     assert (folder / "figures/learning_rate.resume_1.png").is_file()
+    params = store.get_run(done.run.id).params
+    assert (params["epochs"], params["schedule"]) == ("3", "polynomial, restart for epochs 2 to 2")
 
 
 def test_what_would_learn_nothing_is_refused(project: Path, manifest: Path) -> None:

@@ -37,8 +37,10 @@ def test_a_run_tells_what_was_frozen(project: Path, manifest: Path) -> None:
         "freeze.fc": "1",
         "freeze.layers": "",
         "freeze.norm_statistics": "frozen",
+        "freeze.unfreeze": params["freeze.unfreeze"],
         "freeze.num_frozen_parameters": params["freeze.num_frozen_parameters"],
     }
+    assert params["freeze.unfreeze"].startswith("1: ")
     frozen = int(params["freeze.num_frozen_parameters"])
     assert int(params["network.trainable_parameters"]) == int(params["network.parameters"]) - frozen
     plan = plan_of(project, run)
