@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dmx.tracking.family import Family
     from dmx.tracking.scores import PairedScores
 
-_DIGITS = {"hd95_mm": 2}
-_OF_VOXELS = {"dice", "hd95_mm", "surface_dice"}
+_DIGITS = dict.fromkeys(("hd95_mm", "hd95_mm_penalized", "assd_mm", "assd_mm_penalized"), 2)
+_OF_VOXELS = {"dice", "surface_dice", *_DIGITS}
 
 
 def print_family(family: "Family") -> None:
@@ -43,6 +43,8 @@ def _label(family: "Family", member: str) -> str:
 
 def print_paired(paired: "PairedScores") -> None:
     """Print how scores differ from those of the first run, per subject."""
+    from dmx.evaluation.summary import FEWEST_SUBJECTS
+
     first, *others = paired.evaluations
     # Of whole images and volumes each is often a subject of its own.
     whole = not _OF_VOXELS & {metric.partition("/")[0] for metric in paired.differences}
@@ -65,13 +67,34 @@ def print_paired(paired: "PairedScores") -> None:
                 table.add_row(escape(metric), *_cells(metric, differences[other.run.id]))
         out.print(table)
     out.print(
-        f"n: {unit}s; interval: bootstrap over {unit}s; p: Wilcoxon signed-rank test"
+        f"n: {unit}s; interval: bootstrap over {unit}s, from {FEWEST_SUBJECTS} on; p: Wilcoxon signed-rank test"
         + (", not corrected for the number of comparisons." if len(others) > 1 else ".")
     )
+    _print_left_out(paired)
     if paired.unpaired:
         out.print(f"{paired.unpaired} cases are not in all evaluations and were left out where they have no partner.")
     for run in paired.without:
         out.print(f"{escape(run.name)} {run.id[:8]} has no evaluation on {escape(where)}.")
+
+
+def _print_left_out(paired: "PairedScores") -> None:
+    """Say which scores are of fewer cases, and what was not compared at all."""
+    first, *others = paired.evaluations
+    for other in others:
+        name = escape(f"{other.run.name} {other.run.id[:8]}")
+        for metric, found in paired.left_out.items():
+            if left := found.get(other.run.id):
+                out.print(
+                    f"{escape(metric)}: left out {left.first} cases that {name} has no value of, and {left.other} that "
+                    f"{escape(first.run.name)} has none of.",
+                    soft_wrap=True,
+                )
+        if other.run.id in paired.otherwise:
+            out.print(
+                f"{name} has measured surfaces in another way ({other.surface}) than {escape(first.run.name)} "
+                f"({first.surface}), so these scores are not compared. Evaluate one of them again.",
+                soft_wrap=True,
+            )
 
 
 def _cells(metric: str, found: "PairedDifference") -> tuple[str, ...]:

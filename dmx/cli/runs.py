@@ -1,7 +1,8 @@
 """``dmx runs``: find, show and compare runs, and keep their store in order."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +50,7 @@ def list_(
 ) -> None:
     """List the newest runs."""
     from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.scores import ambiguous_cases
 
     opened = open_store(store)
     tags = {"dmx.kind": kind} if kind else None
@@ -62,9 +64,23 @@ def list_(
         table.add_column(column, overflow="fold", no_wrap=column != "name")
     for column in ("epoch", "score"):
         table.add_column(column, justify="right", no_wrap=True)
+    scored = [run for run in runs if run.kind == "evaluate"]
+    if scored:
+        table.add_column("cases", overflow="fold")
+    alike = ambiguous_cases(scored)
     for run in runs:
-        table.add_row(*map(escape, _cells(run, narrow=narrow)))
+        cases = [_scored_cases(run, alike)] if run.kind == "evaluate" else []
+        table.add_row(*map(escape, (*_cells(run, narrow=narrow), *cases)))
     out.print(table)
+
+
+def _scored_cases(run: "RunInfo", alike: set[str]) -> str:
+    """Return what an evaluation is of: cohort and split, and how many cases it has, found and missed."""
+    from dmx.tracking.scores import cases_words, misses
+
+    words = cases_words(run, digest=cases_words(run) in alike)
+    counts = misses(run.metrics)
+    return f"{words}: {counts}" if counts else words
 
 
 def _cells(run: "RunInfo", *, narrow: bool) -> tuple[str, ...]:
@@ -103,6 +119,7 @@ def show(run: RunName, store: StoreAddress = None) -> None:
     from dmx.tracking.lineage import children
     from dmx.tracking.location import pages, run_link
     from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.scores import cases_words
 
     opened = open_store(store)
     found = opened.find_run(run)
@@ -117,15 +134,34 @@ def show(run: RunName, store: StoreAddress = None) -> None:
             filter(None, (found.tags.get(f"dmx.source_{name}", "") for name in ("run_id", "checkpoint", "file")))
         ),
         "used by": ", ".join(f"{child.experiment}/{child.name}" for child in children(opened, found)),
+        "scored": cases_words(found, digest=True) if found.kind == "evaluate" else "",
         "commit": found.tags.get("mlflow.source.git.commit", ""),
         "artifacts": str(opened.local_artifacts(found.id) or found.artifact_uri),
     }
     _section("", head)
+    _print_evaluation(opened, found)
     _section("params", found.params)
     _section("metrics", {key: f"{value:.6g}" for key, value in found.metrics.items()})
     _section("checkpoints", checkpoint_names(found.tags))
     _section("files", dict.fromkeys(opened.list_artifacts(found.id), " "))
     _link(run_link(pages(opened.uri), found.experiment_id, found.id))
+
+
+def _print_evaluation(store: "RunReader", run: "RunInfo") -> None:
+    """Print the scores of an evaluation of label maps, where the run has them."""
+    from dmx.cli.scores import print_scores
+    from dmx.evaluation.summary import SUMMARY, ScoreTable
+    from dmx.tracking.files import read_text
+
+    segments = run.tags.get("dmx.task", "segmentation") == "segmentation"
+    text = read_text(store, run.id, SUMMARY) if run.kind == "evaluate" and segments else None
+    if text is None:
+        return
+    # What another program wrote there is no table of scores.
+    with suppress(ValueError):
+        table = ScoreTable.from_json(text)
+        out.print()
+        print_scores(table)
 
 
 def _link(address: str) -> None:
@@ -214,7 +250,7 @@ def compare(
     _print_comparison(comparison)
     paired = paired_scores(opened, comparison.runs)
     if paired is None:
-        out.print("No two of them have been evaluated on the same cohort and split, so there is no paired test.")
+        _print_unpaired(opened, comparison.runs)
     else:
         print_paired(paired)
     if output is not None:
@@ -224,7 +260,24 @@ def compare(
     _link(compare_link(pages(opened.uri), experiments, [run.id for run in comparison.runs]))
 
 
+def _print_unpaired(store: "RunReader", runs: "Sequence[RunInfo]") -> None:
+    """Say on which cases each run has been evaluated."""
+    from dmx.tracking.scores import cases_words, evaluations_of
+
+    out.print("No two of them have been evaluated on the same cases, so there is no paired test.")
+    for run in runs:
+        scored = [run] if run.kind == "evaluate" else evaluations_of(store, run)
+        words = dict.fromkeys(cases_words(one, digest=True) for one in scored)
+        out.print(escape(f"{run.name} {run.id[:8]}: {'; '.join(words) or 'not evaluated'}"), soft_wrap=True)
+
+
+def _of_cases(count: int | None) -> str:
+    return "" if count is None else f" ({count})"
+
+
 def _print_comparison(comparison: "Comparison") -> None:
+    from dmx.tracking.scores import cases_behind
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
     for run in comparison.runs:
@@ -234,8 +287,12 @@ def _print_comparison(comparison: "Comparison") -> None:
     table.add_section()
     told = [row for row in comparison.metrics if row.name.startswith(_COMPARED)]
     for row in told:
-        table.add_row(escape(row.name), *(escape(_shown(value)) for value in row.values))
+        behind = (cases_behind(run.metrics, row.name) for run in comparison.runs)
+        cells = (_shown(value) + _of_cases(n) for value, n in zip(row.values, behind, strict=True))
+        table.add_row(escape(row.name), *map(escape, cells))
     out.print(table)
+    if any(cases_behind(run.metrics, row.name) is not None for row in told for run in comparison.runs):
+        out.print("(n): the mean of n cases; the others have no value of it.")
     more = len(comparison.metrics) - len(told)
     out.print(
         f"{comparison.equal_params} params are the same in all of them."

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dmx.evaluation.summary import ScoreTable, Summary
 
 _OVERLAP = {"dice": "Dice [95 %]", "sensitivity": "sensitivity", "precision": "precision"}
-_COUNTS = {"present": "found", "missed": "missed", "false_positive": "false positive"}
+_COUNTS = {"present": "found", "missed": "missed", "false_positive": "false"}
 _ZERO = "A class that is missed, or predicted where there is none, counts as 0 in Dice and surface Dice"
 
 
@@ -32,9 +32,12 @@ def _names(table: "ScoreTable") -> tuple[str, ...]:
 def _print_overlap(table: "ScoreTable") -> None:
     grid = _grid("class", *_OVERLAP.values(), *_COUNTS.values())
     for name in _names(table):
-        cells = [_cell(table.summaries[f"{metric}/{name}"], table, digits=3) for metric in _OVERLAP]
+        cells = [
+            _cell(table.summaries[f"{metric}/{name}"], table, digits=3, interval=metric == "dice")
+            for metric in _OVERLAP
+        ]
         grid.add_row(escape(name), *cells, *(str(table.statuses[name][status]) for status in _COUNTS))
-    grid.add_row("mean over cases", _cell(table.summaries["dice/mean"], table, digits=3))
+    grid.add_row("mean over cases", _cell(table.summaries["dice/mean"], table, digits=3, interval=True))
     mean = table.dice_class_mean
     grid.add_row("mean over classes", "-" if mean is None else f"{mean:.3f}")
     out.print(grid)
@@ -63,17 +66,17 @@ def _print_surfaces(table: "ScoreTable") -> None:
 def _grid(*titles: str) -> Table:
     grid = Table(box=None, pad_edge=False)
     for place, title in enumerate(titles):
-        grid.add_column(escape(title), justify="right" if place else "left")
+        grid.add_column(escape(title), justify="right" if place else "left", no_wrap="[" in title)
     return grid
 
 
-def _cell(summary: "Summary", table: "ScoreTable", *, digits: int) -> str:
-    """Return a mean with its interval, or with the number of its cases where it is not that of all."""
+def _cell(summary: "Summary", table: "ScoreTable", *, digits: int, interval: bool = False) -> str:
+    """Return a mean with its interval where that is shown, and the number of its cases where it is not that of all."""
     if summary.mean is None:
         return "-"
-    interval = f" [{summary.low:.{digits}f}, {summary.high:.{digits}f}]" if summary.low is not None else ""
+    ends = f" [{summary.low:.{digits}f}, {summary.high:.{digits}f}]" if interval and summary.low is not None else ""
     cases = f" ({summary.cases})" if summary.cases < table.cases else ""
-    return escape(f"{summary.mean:.{digits}f}{interval if digits == 3 else ''}{cases}")
+    return escape(f"{summary.mean:.{digits}f}{ends}{cases}")
 
 
 def _sentences(table: "ScoreTable") -> list[str]:
@@ -89,6 +92,7 @@ def _sentences(table: "ScoreTable") -> list[str]:
         found.append(f"(n): the mean of the n of {table.cases} cases that have a value.")
     if any(table.statuses[name][status] for name in table.classes for status in ("missed", "false_positive")):
         found.append(f"{_ZERO}; it has no distance, and the diagonal of the image under 'penalized'.")
+    found.append("found, missed, false: cases in which the class is in truth and prediction, in one of them alone.")
     found.append("mean over cases: of each case's mean over its classes; mean over classes: as nnU-Net reports it.")
     subjects = table.summaries["dice/mean"].subjects
     if subjects < FEWEST_SUBJECTS:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.errors import ConfigError
+from dmx.evaluation.summary import FEWEST_SUBJECTS
 from dmx.seeding import derive
 
 
@@ -20,7 +21,7 @@ class PairedDifference:
         first: Mean over these subjects of the first network.
         second: The same of the second one.
         difference: ``second - first``.
-        low: Lower end of the confidence interval of the difference; None for fewer than two subjects.
+        low: Lower end of the confidence interval of the difference; None for fewer than ``FEWEST_SUBJECTS``.
         high: Upper end.
         p: Two-sided p of the Wilcoxon signed-rank test; None for fewer than two subjects.
     """
@@ -74,8 +75,9 @@ def paired_difference(
     names, index = np.unique([subjects[case] for case in cases], return_inverse=True)
     means = [_means(scores, cases, index) for scores in (first, second)]
     differences = means[1] - means[0]
-    several = len(names) > 1
-    low, high = _interval(differences, seed=seed, level=level, resamples=resamples) if several else (None, None)
+    low = high = None
+    if len(names) >= FEWEST_SUBJECTS:
+        low, high = _interval(differences, seed=seed, level=level, resamples=resamples)
     return PairedDifference(
         cases=len(cases),
         subjects=len(names),
@@ -84,7 +86,7 @@ def paired_difference(
         difference=float(differences.mean()),
         low=low,
         high=high,
-        p=_signed_rank(differences) if several else None,
+        p=_signed_rank(differences) if len(names) > 1 else None,
     )
 
 

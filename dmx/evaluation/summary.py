@@ -21,6 +21,8 @@ FEWEST_SUBJECTS = 10
 The percentile bootstrap is too narrow for few (Hesterberg 2015, "What Teachers Should Know About the Bootstrap"): in
 simulations, 95 % intervals held the mean in 50 % of the samples of 2 subjects, 80 % of 4, 87 % of 6 and 90 % of 10.
 """
+SUMMARY = "evaluation/summary.json"
+"""The artifact that holds it."""
 MEAN = "evaluation/dice"
 """Metric of a run: the mean over cases of each case's mean over its classes."""
 CLASS_MEAN = "evaluation/dice_class_mean"

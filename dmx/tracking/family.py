@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
@@ -10,6 +10,7 @@ from typing import Self
 from dmx.errors import RunError
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.lineage import SOURCE_RUN, SOURCES, children
+from dmx.tracking.scores import ambiguous_cases, cases_key, cases_words, evaluations_of, misses
 from dmx.tracking.store import RunInfo, RunReader
 
 LINEAGE = "lineage.html"
@@ -49,7 +50,7 @@ class Member:
         cohort: Cohort that it trained on or scored, with the split where there is one.
         frozen: What was frozen, e.g. ``normal 1-3, fc 1``; ``None`` for a run that does not say.
         best: Metric and value of its best score.
-        evaluations: Score with its name, and cohort, of the newest evaluation of each cohort and split.
+        evaluations: Score with its name, and cohort, of the newest evaluation of each set of cases.
         origin: File of no run that its weights came from.
     """
 
@@ -144,7 +145,8 @@ def find_family(store: RunReader, run: RunInfo) -> Family:
     runs = {**before, run.id: run, **after}
     # A descendant can have further sources, which are named too; where those come from does not matter here.
     runs |= {link.source: _get(store, link.source) for link in links if link.source not in runs}
-    members = {key: Member(id=key) if info is None else _member(store, info) for key, info in runs.items()}
+    alike = ambiguous_cases([info for info in runs.values() if info is not None and info.kind == "evaluate"])
+    members = {key: Member(id=key) if info is None else _member(store, info, alike) for key, info in runs.items()}
     return Family(run=run.id, members=members, links=links)
 
 
@@ -208,14 +210,13 @@ def source_links(run: RunInfo) -> list[Link]:
     return [Link(source=source, child=run.id, checkpoint=words)] if source else []
 
 
-def _member(store: RunReader, run: RunInfo) -> Member:
-    parts = (run.params.get("cohort", ""), run.params.get("split", ""))
+def _member(store: RunReader, run: RunInfo, alike: Container[str] = ()) -> Member:
     return Member(
         id=run.id,
         name=f"{run.experiment}/{run.name}",
         kind=run.kind,
         status=run.status,
-        cohort=", ".join(part for part in parts if part),
+        cohort=cases_words(run, digest=cases_words(run) in alike),
         frozen=frozen_words(run.params),
         best=best_score(store, run),
         evaluations=() if run.kind == "evaluate" else tuple(_evaluations(store, run)),
@@ -225,7 +226,7 @@ def _member(store: RunReader, run: RunInfo) -> Member:
 
 def best_score(store: RunReader, run: RunInfo) -> tuple[str, float] | None:
     """Return the best value of the metric that tells most about a run, over all epochs."""
-    if evaluated := _evaluated(run):
+    if run.kind == "evaluate" and (evaluated := _evaluated(run)):
         return evaluated
     key = next((key for key in _VALIDATION if key in run.metrics), None)
     return None if key is None else (key, max(point.value for point in store.metric_history(run.id, key)))
@@ -237,12 +238,16 @@ def _evaluated(run: RunInfo) -> tuple[str, float] | None:
 
 
 def _evaluations(store: RunReader, run: RunInfo) -> Iterator[tuple[tuple[str, float], str]]:
-    seen = set()
-    for child in _children(store, run):
-        where = f"{child.params.get('cohort', '')}, {child.params.get('split', '')}"
-        if child.kind == "evaluate" and where not in seen and (score := _evaluated(child)):
-            seen.add(where)
-            yield score, where
+    newest: dict[str, RunInfo] = {}
+    for child in evaluations_of(store, run) if checkpoint_names(run.tags) else ():
+        if _evaluated(child):
+            newest.setdefault(cases_key(child), child)
+    alike = ambiguous_cases(list(newest.values()))
+    for child in newest.values():
+        if score := _evaluated(child):
+            counts = misses(child.metrics)
+            words = cases_words(child, digest=cases_words(child) in alike)
+            yield score, f"{words} ({counts})" if "," in counts else words
 
 
 def frozen_words(params: Mapping[str, str]) -> str | None:

@@ -12,6 +12,8 @@ from dmx.tracking.sentences import one_sentence
 from dmx.tracking.store import MetricPoint, RunInfo, current_params
 
 _PAGE = 1000
+CONTEXT = "mlflow.data.context"
+"""MLflow's tag of an input that says what a run has read it for."""
 
 
 class MlflowReader:
@@ -145,7 +147,17 @@ class MlflowReader:
             params=current_params(run.data.params, run.data.tags),
             metrics=dict(run.data.metrics),
             tags=dict(run.data.tags),
+            cohorts=_cohorts(run),
         )
+
+
+def _cohorts(run: Any) -> dict[str, str]:
+    """Return the digest of each cohort that a run has read, by its context, which the store's digest ends with."""
+    found = {}
+    for item in run.inputs.dataset_inputs if run.inputs else ():
+        context = next((tag.value for tag in item.tags if tag.key == CONTEXT), "")
+        found[context] = item.dataset.digest.removesuffix(f"-{context}")
+    return found
 
 
 def _unquoted(value: str) -> str:

@@ -18,7 +18,7 @@ from dmx.paths import within
 from dmx.tracking.embedded import database_path, database_uri, is_read_only, mlflow_address, opening
 from dmx.tracking.folder import OUTGOING
 from dmx.tracking.location import answers, artifact_location, check_route, is_server, project_root, resolve_uri
-from dmx.tracking.mlflow_reader import MlflowReader
+from dmx.tracking.mlflow_reader import CONTEXT, MlflowReader
 from dmx.tracking.relocate import mend
 from dmx.tracking.sentences import one_sentence, writing
 from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunInfo, RunStore, Status, StoreSilentError
@@ -310,4 +310,4 @@ def _dataset_input(cohort: CohortInput) -> "DatasetInput":
     # One name and digest is one input of a run, whatever its context.
     room = _LONGEST_DIGEST - len(cohort.context) - 1
     dataset = CohortDataset(source, name=cohort.name, digest=f"{cohort.digest[:room]}-{cohort.context}")
-    return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", cohort.context)])
+    return DatasetInput(dataset._to_mlflow_entity(), [InputTag(CONTEXT, cohort.context)])

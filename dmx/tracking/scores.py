@@ -3,16 +3,70 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dmx.evaluation.metrics import FOREGROUND
+from dmx.evaluation.metrics import FOREGROUND, STATUSES, cases_with_value
 from dmx.evaluation.paired import PairedDifference, paired_difference
 from dmx.tracking.files import read_text
 from dmx.tracking.lineage import children
 from dmx.tracking.store import RunInfo, RunReader
 
 CASES = "evaluation/cases.csv"
-_COMPARED = ("dice", "hd95_mm", "surface_dice", "accuracy", "squared_error")
+_DISTANCES = ("hd95_mm", "hd95_mm_penalized", "assd_mm", "assd_mm_penalized", "surface_dice")
+_COMPARED = ("dice", *_DISTANCES, "accuracy", "squared_error")
+_SHOWN_OF_DIGEST = 8
+
+
+def cases_key(run: RunInfo) -> str:
+    """Return what tells the cases of evaluations apart: the digest of what was scored.
+
+    Where a store has kept none, cohort and split have to do.
+    """
+    return run.cohorts.get("evaluation") or f"{run.params.get('cohort', '')}\0{run.params.get('split', '')}"
+
+
+def cases_words(run: RunInfo, *, digest: bool = False) -> str:
+    """Return which cases were scored, as a person calls them, with their digest where others have the same name."""
+    parts = [run.params.get("cohort", ""), run.params.get("split", "")]
+    known = run.cohorts.get("evaluation", "")
+    return ", ".join(part for part in (*parts, f"#{known[:_SHOWN_OF_DIGEST]}" if digest and known else "") if part)
+
+
+def ambiguous_cases(runs: Sequence[RunInfo]) -> set[str]:
+    """Return the words that evaluations of different cases have in common."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        found.setdefault(cases_words(run), set()).add(cases_key(run))
+    return {words for words, keys in found.items() if len(keys) > 1}
+
+
+def cases_behind(metrics: Mapping[str, float], key: str) -> int | None:
+    """Return how many cases a mean of an evaluation is of; ``None`` where the run does not say.
+
+    Args:
+        metrics: Metrics of the run.
+        key: The mean: ``evaluation/<metric>/<class>``.
+    """
+    _, _, rest = key.partition("/")
+    metric, _, name = rest.partition("/")
+    counts = {status: metrics.get(f"evaluation/{status}/{name}") for status in STATUSES}
+    if metric in counts or not key.startswith("evaluation/"):
+        return None
+    known = {str(status): int(count) for status, count in counts.items() if count is not None}
+    return cases_with_value(metric, known) if len(known) == len(counts) else None
+
+
+def misses(metrics: Mapping[str, float]) -> str:
+    """Return the number of cases of an evaluation, and what it has missed, in words; empty where it does not say.
+
+    >>> misses({"evaluation/cases": 6.0, "evaluation/missed": 3.0, "evaluation/false_positive": 0.0})
+    '6, 3 missed'
+    """
+    if "evaluation/cases" not in metrics:
+        return ""
+    counts = {"missed": "missed", "false_positive": "false positive"}
+    found = [f"{n:.0f} {words}" for key, words in counts.items() if (n := metrics.get(f"evaluation/{key}", 0.0))]
+    return ", ".join([f"{metrics['evaluation/cases']:.0f}", *found])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +92,40 @@ class Evaluation:
         """Return case → subject."""
         return {row["case"]: row["subject"] for row in self.rows}
 
+    def measures_as(self, other: "Evaluation", metric: str) -> bool:
+        """Tell whether another evaluation has measured a metric in the same way."""
+        kind = metric.partition("/")[0]
+        if kind == "surface_dice":
+            return self.surface == other.surface
+        return kind not in _DISTANCES or self._made_of == other._made_of
+
+    @property
+    def surface(self) -> str:
+        """Return what surfaces were made of, and the tolerance."""
+        return f"{self._made_of}, {self.evaluation.params.get('tolerance_mm', '1.0')} mm"
+
+    @property
+    def _made_of(self) -> str:
+        # Before a run kept it, surfaces were made of voxels.
+        return self.evaluation.params.get("surface", "voxels")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Cases of a comparison that have a score in one of two runs alone, as a class was missed.
+
+    Attributes:
+        first: Cases that only the first run has a score of.
+        other: Cases that only the other one has.
+    """
+
+    first: int
+    other: int
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedScores:
-    """Evaluations on the same cohort and split, each against the first one.
+    """Evaluations of the same cases, each against the first one.
 
     Attributes:
         cohort: Name of the cohort.
@@ -49,7 +133,9 @@ class PairedScores:
         evaluations: At least two.
         differences: Metric → id of the run → its difference to the first one, where a case has both.
         unpaired: Number of cases that not all evaluations have.
-        without: Runs that have no evaluation on this cohort and split.
+        without: Runs that have no evaluation of these cases.
+        left_out: Metric → id of the run → cases that one of the two has no score of, where there are any.
+        otherwise: Ids of the runs that have measured distances in another way than the first one.
     """
 
     cohort: str
@@ -58,12 +144,15 @@ class PairedScores:
     differences: Mapping[str, Mapping[str, PairedDifference]]
     unpaired: int
     without: tuple[RunInfo, ...]
+    left_out: Mapping[str, Mapping[str, LeftOut]] = field(default_factory=dict)
+    otherwise: tuple[str, ...] = ()
 
 
 def paired_scores(store: RunReader, runs: Sequence[RunInfo], *, seed: int = 0) -> PairedScores | None:
-    """Compare runs on the cohort and split on which most of them have been evaluated, the newest one first.
+    """Compare runs on the cases on which most of them have been evaluated, the newest evaluation first.
 
-    An evaluation stands for itself; for any other run its newest evaluation on that cohort and split counts.
+    An evaluation stands for itself; for any other run its newest evaluation of these cases counts. Cases are the same
+    where the digest of names, subjects, splits and files is: cohorts of one name can be different ones.
 
     Args:
         store: Where the runs are.
@@ -87,24 +176,30 @@ def paired_scores(store: RunReader, runs: Sequence[RunInfo], *, seed: int = 0) -
     if len(used) < 2:
         return None
     cases: list[set[str]] = [set(evaluation.subjects) for evaluation in used]
+    scored = used[0].evaluation.params
     return PairedScores(
-        cohort=key[0],
-        split=key[1],
+        cohort=scored.get("cohort", ""),
+        split=scored.get("split", ""),
         evaluations=used,
         differences={metric: _differences(used, metric, seed) for metric in _metrics(used)},
+        left_out={metric: missing for metric in _metrics(used) if (missing := _left_out(used, metric))},
+        otherwise=tuple(
+            other.run.id for other in used[1:] if not all(used[0].measures_as(other, metric) for metric in _DISTANCES)
+        ),
         unpaired=len(set[str]().union(*cases) - cases[0].intersection(*cases[1:])),
         without=tuple(run for run in runs if run not in [evaluation.run for evaluation in used]),
     )
 
 
-def _evaluations(store: RunReader, run: RunInfo) -> dict[tuple[str, str], RunInfo]:
-    """Return the newest evaluation of a run by cohort and split."""
-    candidates = [run] if run.kind == "evaluate" else [c for c in children(store, run) if c.kind == "evaluate"]
-    return {
-        (info.params.get("cohort", ""), info.params.get("split", "")): info
-        for info in reversed(candidates)
-        if info.status == "FINISHED"
-    }
+def _evaluations(store: RunReader, run: RunInfo) -> dict[str, RunInfo]:
+    """Return the newest evaluation of a run by the cases that were scored."""
+    candidates = [run] if run.kind == "evaluate" else evaluations_of(store, run)
+    return {cases_key(info): info for info in reversed(candidates) if info.status == "FINISHED"}
+
+
+def evaluations_of(store: RunReader, run: RunInfo) -> list[RunInfo]:
+    """Return the evaluations of a run's network, newest first."""
+    return [child for child in children(store, run) if child.kind == "evaluate"]
 
 
 def _differences(evaluations: Sequence[Evaluation], metric: str, seed: int) -> dict[str, PairedDifference]:
@@ -112,8 +207,20 @@ def _differences(evaluations: Sequence[Evaluation], metric: str, seed: int) -> d
     found = {
         other.run.id: paired_difference(first.scores(metric), other.scores(metric), first.subjects, seed=seed)
         for other in evaluations[1:]
+        if first.measures_as(other, metric)
     }
     return {run_id: difference for run_id, difference in found.items() if difference is not None}
+
+
+def _left_out(evaluations: Sequence[Evaluation], metric: str) -> dict[str, LeftOut]:
+    first = evaluations[0]
+    found = {}
+    for other in evaluations[1:]:
+        common = first.subjects.keys() & other.subjects.keys()
+        here, there = (one.scores(metric).keys() & common for one in (first, other))
+        if here != there and first.measures_as(other, metric):
+            found[other.run.id] = LeftOut(first=len(here - there), other=len(there - here))
+    return found
 
 
 def _rows(store: RunReader, run: RunInfo) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ class RunInfo:
         ended: Milliseconds since 1970; ``None`` before the first end. A resumed run keeps its old one until it ends.
         artifact_uri: Root of the run's artifacts.
         metrics: The last value of each metric.
+        cohorts: Context (``training``, ``validation``, ``evaluation``) → digest of the cases that the run has read.
     """
 
     id: str
@@ -40,6 +41,7 @@ class RunInfo:
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    cohorts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

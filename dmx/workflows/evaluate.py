@@ -17,7 +17,7 @@ from dmx.errors import CohortError
 from dmx.evaluation.figures import confusion_figure, dice_figure
 from dmx.evaluation.metrics import Row, confusion_counts, score_case
 from dmx.evaluation.overlay import overlay_figure
-from dmx.evaluation.summary import ScoreTable, Summary, cases_csv
+from dmx.evaluation.summary import SUMMARY, ScoreTable, Summary, cases_csv
 from dmx.evaluation.surface import ELEMENTS, SurfaceDefinition
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.pipeline import class_indices
@@ -74,6 +74,7 @@ class Evaluated:
         run: The run of the evaluation.
         cohort: Name of the cohort.
         split: Split that was scored; empty: all.
+        digest: What tells the cases from others, whatever their cohort is called.
         classes: Classes without the background.
         rows: Scores of each case.
         table: Means with confidence intervals over subjects, and what they are the means of.
@@ -82,6 +83,7 @@ class Evaluated:
     run: RunInfo
     cohort: str
     split: str
+    digest: str
     classes: tuple[str, ...]
     rows: Sequence[Row]
     table: ScoreTable
@@ -125,7 +127,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         start_run(store, new, root=session.root, notify=session.report.say) as run,
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
     ):
-        log_scored_cohort(run, cohort, request.settings, session)
+        digest = log_scored_cohort(run, cohort, request.settings, session)
         scoring = _Scoring(trained, predictor, request.surface)
         rows = []
         for number, case in enumerate(cohort.cases, 1):
@@ -137,7 +139,9 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         subjects, seed = [case.subject for case in cohort.cases], trained.experiment.seed
         table = ScoreTable.of(rows, subjects, classes=classes, surface=request.surface, seed=seed)
         scoring.log(run, rows, table)
-        return Evaluated(run=run.info, cohort=cohort.name, split=split, classes=classes, rows=rows, table=table)
+        return Evaluated(
+            run=run.info, cohort=cohort.name, split=split, digest=digest, classes=classes, rows=rows, table=table
+        )
 
 
 def scored_cases(trained: Trained, manifest: Path | None, *, split: str | None) -> tuple[Cohort, str]:
@@ -193,12 +197,13 @@ def scoring_predictor(
     return predictor
 
 
-def log_scored_cohort(run: ActiveRun, cohort: Cohort, settings: PredictionSection | None, session: Session) -> None:
-    """Keep which cases were scored, and the settings where they are not the run's own."""
+def log_scored_cohort(run: ActiveRun, cohort: Cohort, settings: PredictionSection | None, session: Session) -> str:
+    """Keep which cases were scored, and the settings where they are not the run's own; return the cases' digest."""
+    digest = cohort_digest(cohort)
     run.log_cohort(
         CohortInput(
             name=cohort.name,
-            digest=cohort_digest(cohort),
+            digest=digest,
             context="evaluation",
             source=relative(cohort.manifest, session.root) if cohort.manifest else "",
             summary={"cases": len(cohort.cases), "subjects": len(cohort.subjects)},
@@ -206,6 +211,7 @@ def log_scored_cohort(run: ActiveRun, cohort: Cohort, settings: PredictionSectio
     )
     if settings is not None:
         run.log_text("prediction.json", json.dumps(asdict(settings), indent=2))
+    return digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +296,7 @@ class _Scoring:
         """Keep tables, means and figures."""
         classes = self._trained.contract.classes
         run.log_text("evaluation/cases.csv", cases_csv(rows))
-        run.log_text("evaluation/summary.json", table.to_json())
+        run.log_text(SUMMARY, table.to_json())
         run.log_figure("figures/dice_per_case.png", dice_figure(rows, classes))
         run.log_figure("figures/confusion.png", confusion_figure(self._confusion, classes))
         run.log_metrics(table.metrics(), len(rows))

@@ -37,6 +37,7 @@ class EvaluatedScores:
         task: ``classification`` or ``regression``.
         cohort: Name of the images or of the cohort.
         split: Split that was scored; empty: all.
+        digest: What tells the cases from others, whatever their cohort is called.
         outputs: Classes or targets.
         rows: Truth, prediction and score of each case.
         scores: What all together are worth.
@@ -47,6 +48,7 @@ class EvaluatedScores:
     task: str
     cohort: str
     split: str
+    digest: str
     outputs: tuple[str, ...]
     rows: Sequence[Row]
     scores: Row
@@ -82,7 +84,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
         start_run(store, new, root=session.root, notify=session.report.say) as run,
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
     ):
-        log_scored_inputs(run, inputs, session)
+        digest = log_scored_inputs(run, inputs, session)
         _log(run, trained, rows, found, summary)
         if trained.task == "classification" and len(trained.contract.outputs) <= _MOST_CLASSES:
             counts = confusion(inputs.target, scores, num_classes=len(trained.contract.outputs))
@@ -92,6 +94,7 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
             task=trained.task,
             cohort=cohort.name,
             split=inputs.split,
+            digest=digest,
             outputs=trained.contract.outputs,
             rows=rows,
             scores=found,
@@ -123,18 +126,20 @@ def truth_rows(trained: TrainedNetwork, inputs: ScoreInputs, scores: torch.Tenso
     return rows
 
 
-def log_scored_inputs(run: ActiveRun, inputs: ScoreInputs, session: Session) -> None:
-    """Keep which images or volumes were scored."""
+def log_scored_inputs(run: ActiveRun, inputs: ScoreInputs, session: Session) -> str:
+    """Keep which images or volumes were scored, and return their digest."""
     cohort = inputs.cohort
+    digest = inputs.digest or cohort_digest(cohort)
     run.log_cohort(
         CohortInput(
             name=cohort.name,
-            digest=inputs.digest or cohort_digest(cohort),
+            digest=digest,
             context="evaluation",
             source=relative(cohort.manifest, session.root) if cohort.manifest else "",
             summary={"cases": len(cohort.cases), "subjects": len(cohort.subjects)},
         )
     )
+    return digest
 
 
 def _log(

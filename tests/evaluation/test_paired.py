@@ -15,20 +15,20 @@ def each_its_own(count):
 
 
 def test_a_constant_gain_is_found_with_certainty():
-    first = scores(*[0.1 * n for n in range(8)])
+    first = scores(*[0.1 * n for n in range(12)])
     second = {case: value + 0.25 for case, value in first.items()}
-    found = paired_difference(first, second, each_its_own(8))
+    found = paired_difference(first, second, each_its_own(12))
     assert found.difference == pytest.approx(0.25)
     assert (found.low, found.high) == (pytest.approx(0.25), pytest.approx(0.25))
-    # All 2^8 signs are equally likely, and two of them are as extreme.
-    assert found.p == pytest.approx(2 / 2**8)
-    assert (found.cases, found.subjects) == (8, 8)
+    # All 2^12 signs are equally likely, and two of them are as extreme.
+    assert found.p == pytest.approx(2 / 2**12)
+    assert (found.cases, found.subjects) == (12, 12)
 
 
 def test_turning_the_networks_turns_the_sign_and_keeps_the_p():
-    first, second = scores(0.5, 0.6, 0.7, 0.4, 0.2), scores(0.6, 0.5, 0.9, 0.7, 0.6)
-    there = paired_difference(first, second, each_its_own(5))
-    back = paired_difference(second, first, each_its_own(5))
+    first, second = scores(*[0.5, 0.6, 0.7, 0.4, 0.2] * 2), scores(*[0.6, 0.5, 0.9, 0.7, 0.6] * 2)
+    there = paired_difference(first, second, each_its_own(10))
+    back = paired_difference(second, first, each_its_own(10))
     assert back.difference == pytest.approx(-there.difference)
     assert (back.low, back.high) == (pytest.approx(-there.high, abs=0.02), pytest.approx(-there.low, abs=0.02))
     assert back.p == there.p
@@ -65,7 +65,8 @@ def test_only_common_cases_count():
 
 
 def test_equal_scores_are_no_evidence():
-    found = paired_difference(scores(0.5, 0.7, 0.9), scores(0.5, 0.7, 0.9), each_its_own(3))
+    same = scores(*[0.5, 0.7, 0.9] * 4)
+    found = paired_difference(same, same, each_its_own(12))
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
@@ -75,10 +76,17 @@ def test_a_case_without_subject_is_refused():
 
 
 def test_the_same_seed_gives_the_same_interval():
-    first, second = scores(0.5, 0.6, 0.7, 0.4), scores(0.6, 0.5, 0.9, 0.7)
-    one, same, other = (paired_difference(first, second, each_its_own(4), seed=seed) for seed in (1, 1, 2))
-    assert one == same
-    assert (one.p, one.difference) == (other.p, other.difference)
+    first, second = scores(*[0.5, 0.6, 0.7, 0.4] * 3), scores(*[0.6, 0.5, 0.9, 0.7] * 3)
+    one, same, other = (paired_difference(first, second, each_its_own(12), seed=seed) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_few_subjects_have_no_interval():
+    first, second = scores(*[0.5, 0.6, 0.7] * 3), scores(*[0.6, 0.5, 0.9] * 3)
+    found = paired_difference(first, second, each_its_own(9))
+    assert (found.subjects, found.low, found.high) == (9, None, None)
+    assert found.difference == pytest.approx(0.2 / 3)
+    assert found.p is not None
 
 
 def test_the_interval_is_the_percentile_bootstrap():

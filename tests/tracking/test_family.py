@@ -21,9 +21,9 @@ from dmx.tracking.family_page import lineage_html
 from dmx.tracking.files import read_text
 from dmx.tracking.lineage import Source, children, file_source_tags, source_tags
 from dmx.tracking.mlflow_store import MlflowStore
-from dmx.tracking.scores import paired_scores
+from dmx.tracking.scores import cases_behind, paired_scores
 from dmx.tracking.session import ActiveRun
-from dmx.tracking.store import RunInfo
+from dmx.tracking.store import CohortInput, RunInfo
 
 Begin = Callable[..., ActiveRun]
 Now = Callable[[ActiveRun], RunInfo]
@@ -43,22 +43,24 @@ def make(begin: Begin, now: Now) -> Make:
                 for run, share in zip(sources, shares, strict=True)
             ]
             tags |= source_tags(given, experiment=changes.get("experiment", "study"))
-        metrics, texts = changes.pop("metrics", {}), changes.pop("texts", {})
+        metrics, texts, digest = changes.pop("metrics", {}), changes.pop("texts", {}), changes.pop("digest", "")
         with begin(name=name, **{**changes, "tags": {**tags, **changes.get("tags", {})}}) as run:
             for step, value in enumerate(metrics.get("val_volume/dice", ()), 1):
                 run.log_metrics({"val_volume/dice": value}, step)
             run.log_metrics({key: value for key, value in metrics.items() if isinstance(value, float)}, 1)
             for path, text in texts.items():
                 run.log_text(path, text)
+            if digest:
+                run.log_cohort(CohortInput(name="balls", digest=digest, context="evaluation", source="cohort.csv"))
         return now(run)
 
     return made
 
 
-def evaluated(make: Make, source: RunInfo, values: dict[str, float | None], **params: Any) -> RunInfo:
+def evaluated(make: Make, source: RunInfo, values: dict[str, float | None], digest: str = "", **params: Any) -> RunInfo:
     rows = [
-        "case,subject,status/ball,dice/mean,dice/foreground,dice/ball",
-        *(f"{case},{case[0]},present,,,{'' if value is None else value}" for case, value in values.items()),
+        "case,subject,status/ball,dice/mean,dice/foreground,dice/ball,hd95_mm/ball,surface_dice/ball",
+        *(f"{case},{case[0]},present,,,{v},{v},{v}" for case, value in values.items() for v in [_text(value)]),
     ]
     found = [value for value in values.values() if value is not None]
     return make(
@@ -68,7 +70,12 @@ def evaluated(make: Make, source: RunInfo, values: dict[str, float | None], **pa
         params={"cohort": "balls", "split": "evaluation", **params},
         metrics={"evaluation/dice": sum(found) / len(found)},
         texts={"evaluation/cases.csv": "\n".join(rows) + "\n"},
+        digest=digest,
     )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def test_the_family_holds_ancestors_and_descendants_of_all_experiments_and_no_siblings(
@@ -208,7 +215,7 @@ def test_runs_are_paired_by_their_newest_evaluations_on_the_same_cases(make: Mak
     assert found is not None
     assert (found.cohort, found.split, found.unpaired) == ("balls", "evaluation", 2)
     assert [run.name for run in found.without] == ["three"]
-    assert list(found.differences) == ["dice/ball"]
+    assert list(found.differences) == ["dice/ball", "hd95_mm/ball", "surface_dice/ball"]
     difference = found.differences["dice/ball"][runs[1].id]
     assert (difference.cases, difference.subjects) == (3, 2)
     assert difference.difference == pytest.approx((0.25 + 0.5) / 2)
@@ -217,6 +224,7 @@ def test_runs_are_paired_by_their_newest_evaluations_on_the_same_cases(make: Mak
     values = {(row["what"], row["name"]): row[column] for row in table}
     assert float(values["paired difference", "dice/ball"]) == pytest.approx(0.375)
     assert float(values["case dice/ball", "d1"]) == 0.1
+    assert [row["name"] for row in table if row["what"] == "case dice/ball"] == ["a1", "a2", "b1", "d1"]
     assert table[-1][f"study/one {runs[0].id[:8]}"] == ""
 
 
@@ -231,6 +239,104 @@ def test_without_common_cases_there_is_no_test(make: Make, store: MlflowStore) -
     assert read_text(store, empty.id, "evaluation/cases.csv") is None
 
 
+ONE, OTHER = "1a" * 16, "2b" * 16
+
+
+def test_cohorts_of_one_name_are_told_apart_by_what_they_hold(make: Make, store: MlflowStore) -> None:
+    runs = [make(name) for name in ("one", "two")]
+    for run, value in zip(runs, (0.25, 0.5), strict=True):
+        evaluated(make, run, {"a": value, "b": value}, digest=ONE)
+    newest = evaluated(make, runs[0], {"x": 0.75}, digest=OTHER)
+    assert newest.cohorts["evaluation"] == OTHER[: len(newest.cohorts["evaluation"])]
+    found = paired_scores(store, runs)
+    assert found is not None
+    assert found.differences["dice/ball"][runs[1].id].difference == pytest.approx(0.25)
+    shown = find_family(store, runs[0]).members
+    assert {(score, where) for (_, score), where in shown[runs[0].id].evaluations} == {
+        (0.25, "balls, evaluation, #1a1a1a1a"),
+        (0.75, "balls, evaluation, #2b2b2b2b"),
+    }
+    assert shown[newest.id].cohort == "balls, evaluation, #2b2b2b2b"
+    listed = " ".join(CliRunner().invoke(runs_command.app, ["list"], env={"COLUMNS": "200"}).output.split())
+    assert "#1a1a1a1a" in listed
+    assert "#2b2b2b2b" in listed
+
+
+def test_the_same_cases_under_another_name_are_paired(make: Make, store: MlflowStore) -> None:
+    runs = [make(name) for name in ("one", "two")]
+    evaluated(make, runs[0], {"a": 0.5}, digest=ONE)
+    evaluated(make, runs[1], {"a": 0.75}, digest=ONE, cohort="copied", split="all")
+    found = paired_scores(store, runs)
+    assert found is not None
+    assert found.differences["dice/ball"][runs[1].id].difference == 0.25
+    assert "#" not in "".join(CliRunner().invoke(runs_command.app, ["list"]).output)
+
+
+def test_without_common_cases_a_comparison_says_what_was_scored(make: Make, store: MlflowStore) -> None:
+    runs = [make(name) for name in ("one", "two", "three")]
+    evaluated(make, runs[0], {"a": 0.5}, digest=ONE)
+    evaluated(make, runs[1], {"a": 0.5}, digest=OTHER)
+    assert paired_scores(store, runs) is None
+    text = " ".join(CliRunner().invoke(runs_command.app, ["compare", *(run.id for run in runs)]).output.split())
+    assert f"one {runs[0].id[:8]}: balls, evaluation, #1a1a1a1a two {runs[1].id[:8]}: balls, evaluation, #2b2b" in text
+    assert f"three {runs[2].id[:8]}: not evaluated" in text
+
+
+def test_a_missed_class_is_left_out_of_a_difference_and_said(make: Make, store: MlflowStore) -> None:
+    runs = [make(name) for name in ("one", "two")]
+    evaluated(make, runs[0], {"a": 9.0, "b": 8.0, "c": 4.0}, digest=ONE)
+    evaluated(make, runs[1], {"a": None, "b": None, "c": 4.0}, digest=ONE)
+    found = paired_scores(store, runs)
+    assert found is not None
+    assert found.differences["hd95_mm/ball"][runs[1].id].difference == 0
+    left = found.left_out["hd95_mm/ball"][runs[1].id]
+    assert (left.first, left.other) == (2, 0)
+    text = " ".join(CliRunner().invoke(runs_command.app, ["compare", *(run.id for run in runs)]).output.split())
+    assert f"hd95_mm/ball: left out 2 cases that two {runs[1].id[:8]} has no value of, and 0" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [({"surface": "elements"}, {"dice/ball"}), ({"tolerance_mm": 2.0}, {"dice/ball", "hd95_mm/ball"})],
+)
+def test_surfaces_that_were_measured_in_two_ways_are_not_compared(
+    make: Make, store: MlflowStore, changed: dict[str, object], kept: set[str]
+) -> None:
+    runs = [make(name) for name in ("one", "two")]
+    evaluated(make, runs[0], {"a": 0.5}, digest=ONE)
+    evaluated(make, runs[1], {"a": 0.75}, digest=ONE, **changed)
+    found = paired_scores(store, runs)
+    assert found is not None
+    assert {metric for metric, differences in found.differences.items() if differences} == kept
+    assert found.otherwise == (runs[1].id,)
+    text = " ".join(CliRunner().invoke(runs_command.app, ["compare", *(run.id for run in runs)]).output.split())
+    assert "has measured surfaces in another way" in text
+
+
+def test_each_mean_of_an_evaluation_has_the_number_of_its_cases(make: Make, store: MlflowStore) -> None:
+    counts = {"present": 3.0, "missed": 2.0, "false_positive": 1.0, "absent": 0.0}
+    metrics = {
+        "evaluation/dice": 0.5,
+        "evaluation/dice/ball": 0.5,
+        "evaluation/hd95_mm/ball": 4.5,
+        "evaluation/cases": 6.0,
+        "evaluation/missed": 2.0,
+        "evaluation/false_positive": 1.0,
+        **{f"evaluation/{status}/ball": count for status, count in counts.items()},
+    }
+    run = make("scored", make("one"), kind="evaluate", metrics=metrics, params={"cohort": "balls", "split": "all"})
+    found = {key: cases_behind(metrics, key) for key in metrics}
+    assert {key: n for key, n in found.items() if n is not None} == {
+        "evaluation/dice/ball": 6,
+        "evaluation/hd95_mm/ball": 3,
+    }
+    listed = CliRunner().invoke(runs_command.app, ["list"], env={"COLUMNS": "200"}).output
+    assert "balls, all: 6, 2 missed, 1 false positive" in " ".join(listed.split())
+    assert cases_behind({"evaluation/hd95_mm/ball": 4.5}, "evaluation/hd95_mm/ball") is None
+    text = CliRunner().invoke(runs_command.app, ["compare", run.id, run.id], env={"COLUMNS": "200"}).output
+    assert "4.5 (3)" in text
+
+
 def test_a_comparison_is_printed_and_written(make: Make, store: MlflowStore, project: Path) -> None:
     epochs = {"history/epochs.csv": "step,epoch,val/loss,val_volume/dice\n5,0,0.5,\n10,1,0.25,0.5\n"}
     runs = [make(name, texts=epochs, metrics={"val/dice": 0.5, "odd": 1.0}) for name in ("one", "two", "three")]
@@ -239,7 +345,8 @@ def test_a_comparison_is_printed_and_written(make: Make, store: MlflowStore, pro
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "balls, split evaluation: differences to one" in text
-    assert "+0.250 [+0.000, +0.500]" in text
+    assert "+0.125 1 2" in text
+    assert "from 10 on" in text
     assert "not corrected for the number of comparisons" in text
     assert "1 more metrics" in text
     assert "/#/compare-runs?" in text
