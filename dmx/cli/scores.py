@@ -93,7 +93,7 @@ def _sentences(table: "ScoreTable") -> list[str]:
     if any(table.statuses[name][status] for name in table.classes for status in ("missed", "false_positive")):
         found.append(f"{_ZERO}; it has no distance, and the diagonal of the image under 'penalized'.")
     found.append(
-        "found, missed, false: cases with the class in truth and prediction, in truth alone, in prediction alone."
+        "found, missed, false: cases with the class in truth and prediction, in truth, or in prediction alone."
     )
     found.append("mean over cases: of each case's mean over its classes; mean over classes: as nnU-Net reports it.")
     subjects = table.summaries["dice/mean"].subjects
