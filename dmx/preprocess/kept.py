@@ -16,7 +16,9 @@ from dmx.cohort.volume import read_volume
 from dmx.preprocess.native import Geometry, forward, plan_geometry
 from dmx.preprocess.resample import Spacing
 
-_TOLERATED = 0.05
+_LOSS = 0.05
+# Thin structures that are kept gain more; what rounding to whole voxels adds is no news.
+_GAIN = 0.25
 _SHOWN = 5
 _THREADS = 2
 
@@ -114,7 +116,7 @@ def resampled_volumes(
 
 
 def kept_warnings(rows: Sequence[KeptVolume], *, spacing: Spacing | None) -> list[str]:
-    """Return a warning for each class that vanishes, shrinks or grows by more than 5 %.
+    """Return a warning for each class that vanishes, loses more than 5 % or gains more than 25 %.
 
     Args:
         rows: What is left.
@@ -132,8 +134,8 @@ def kept_warnings(rows: Sequence[KeptVolume], *, spacing: Spacing | None) -> lis
     for name, of_name in by_name.items():
         what = "the roi" if name == "roi" else f"class '{name}'"
         gone = [row for row in of_name if not row.prepared_ml]
-        less = [row for row in of_name if 0 < row.share < 1 - _TOLERATED]
-        more = [row for row in of_name if row.share > 1 + _TOLERATED]
+        less = [row for row in of_name if 0 < row.share < 1 - _LOSS]
+        more = [row for row in of_name if row.share > 1 + _GAIN]
         if gone:
             warnings.append(f"{where} {what} vanishes in {_of(gone, of_name)}: {_names(gone)}. {advice}")
         if less:
@@ -145,7 +147,7 @@ def kept_warnings(rows: Sequence[KeptVolume], *, spacing: Spacing | None) -> lis
         if more:
             worst = max(more, key=lambda row: row.share)
             warnings.append(
-                f"{where} {what} gains more than 5 % of its volume in {_of(more, of_name)}, most in '{worst.case}' "
+                f"{where} {what} gains more than 25 % of its volume in {_of(more, of_name)}, most in '{worst.case}' "
                 f"({worst.share:.0%}): what is thinner than a voxel is kept one voxel thick. {advice}"
             )
     return warnings

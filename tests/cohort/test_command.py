@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dmx.cli.cohort import app
+from dmx.cohort import digest
 from dmx.cohort.case import Cohort
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.errors import CohortError
@@ -41,6 +42,26 @@ def test_check_takes_the_channels_that_are_filled(make_cohort: Make, tmp_path: P
     (tmp_path / "m.csv").write_text("\n".join(lines))
     assert "3 errors" in run("check", tmp_path / "m.csv", code=2)
     run("check", tmp_path / "m.csv", "--fill", "t2")
+
+
+def test_check_says_what_a_voxel_size_leaves_and_hashes_anew(
+    make_cohort: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(make_cohort(), tmp_path / "m.csv")
+    text = run("check", tmp_path / "m.csv", "--spacing", "4")
+    assert "left (mean)" in text
+    assert "class 'lesion' gains more than 25 % of its volume" in text
+    for wrong in ("0", "1,2", "x", "nan"):
+        with pytest.raises(CohortError, match="--spacing must be one voxel size"):
+            run("check", tmp_path / "m.csv", "--spacing", wrong)
+    monkeypatch.setattr(digest, "_SETTLED_NS", -1)
+    monkeypatch.setattr(digest, "_identity", lambda path, *_: str(path))
+    assert "0 warnings" in run("check", tmp_path / "m.csv")
+    case = read_manifest(tmp_path / "m.csv").cases[1]
+    assert case.label_map is not None
+    case.label_map.write_bytes(b"damaged")
+    assert "0 errors" in run("check", tmp_path / "m.csv")
+    assert "1 errors" in run("check", tmp_path / "m.csv", "--fresh", code=2)
 
 
 def test_split_writes_a_manifest_of_the_same_cases(make_cohort: Make, tmp_path: Path) -> None:

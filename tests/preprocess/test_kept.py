@@ -14,7 +14,7 @@ def test_a_class_that_vanishes_shrinks_or_grows_is_a_warning_each() -> None:
     gone, less, more = kept_warnings(BAD, spacing=MM)
     assert gone.startswith("At voxels of 2 x 2 x 2 mm class 'tumor' vanishes in 1 of 3 cases: 'a'. Use a smaller")
     assert "loses more than 5 % of its volume in 1 of 3 cases, most in 'b' (90% is left)" in less
-    assert "gains more than 5 % of its volume in 1 of 3 cases, most in 'c' (300%)" in more
+    assert "gains more than 25 % of its volume in 1 of 3 cases, most in 'c' (300%)" in more
     fine = [KeptVolume("a", "tumor", 1.0, 0.96), KeptVolume("b", "roi", 1.0, 1.04)]
     assert kept_warnings(fine, spacing=MM) == []
     (cut,) = kept_warnings([KeptVolume("a", "roi", 1.0, 0.5)], spacing=None)

@@ -145,7 +145,7 @@ def test_what_resampling_takes_from_a_class_is_a_warning_before_the_first_step(p
     coarse = settings(manifest, preprocess={"spacing": [3.0, 3.0, 3.0]}, sampling={"segment": 9})
     done = train(coarse, session(project, teller))
     begun = next(n for n, sentence in enumerate(teller.sentences) if sentence.startswith("Run "))
-    gains = "At voxels of 3 x 3 x 3 mm class 'ball' gains more than 5 % of its volume in "
+    gains = "At voxels of 3 x 3 x 3 mm class 'ball' gains more than 25 % of its volume in "
     assert any(sentence.startswith(f"Warning: {gains}") for sentence in teller.sentences[:begun])
     files = open_store(root=project).local_artifacts(done.run.id)
     assert files is not None
