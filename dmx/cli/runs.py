@@ -130,6 +130,7 @@ def show(run: RunName, store: StoreAddress = None) -> None:
         "duration": _duration(found),
         "ended because": found.tags.get("dmx.end_reason", ""),
         "resumed": found.tags.get("dmx.resumed", ""),
+        "warnings": found.tags.get("dmx.warnings", "") and f"{found.tags['dmx.warnings']} (warnings.txt)",
         "source": " ".join(
             filter(None, (found.tags.get(f"dmx.source_{name}", "") for name in ("run_id", "checkpoint", "file")))
         ),

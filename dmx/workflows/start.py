@@ -10,6 +10,7 @@ from dmx.tracking.lineage import Source, source_tags
 from dmx.tracking.session import ActiveRun
 from dmx.workflows.trained import TrainedNetwork
 
+_WARNING = "Warning: "
 Kind = Literal["train", "finetune", "transfer"]
 
 
@@ -68,7 +69,11 @@ def log_start(run: ActiveRun, start: Start) -> None:
         run.log_text(path, text)
     run.log_metrics(start.metrics, 0)
     for sentence in start.sentences:
-        run.log_line(sentence)
+        if sentence.startswith(_WARNING):
+            # Those of a plan are shown among its lines.
+            run.summary.warn(sentence.removeprefix(_WARNING))
+        else:
+            run.log_line(sentence)
 
 
 def source_params(trained: TrainedNetwork) -> dict[str, object]:

@@ -325,12 +325,12 @@ def _leaks(
     tags: dict[str, str] = {}
     for source in sources:
         if source.trained is None:
-            notes.append(cannot_tell(f"'{source.name}'"))
+            notes.append("Warning: " + cannot_tell(f"'{source.name}'"))
             continue
         leaks, unknown = find_leaks(
             store, source.trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation
         )
         told, found = require_no_leak(leaks, allowed=allowed)
-        notes += [*told, *unknown]
+        notes += [f"Warning: {sentence}" for sentence in (*told, *unknown)]
         tags |= found
     return notes, tags
