@@ -3,16 +3,29 @@
 import json
 import os
 import threading
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
 def default_cache_dir() -> Path:
-    """Return where facts are kept: ``$DMX_CACHE_DIR``, else the user's cache folder."""
+    """Return where facts are kept: ``$DMX_CACHE_DIR``, else the user's cache folder.
+
+    Who has no home keeps them while the process runs.
+    """
     if named := os.environ.get("DMX_CACHE_DIR"):
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dmx"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "dmx"
+    except RuntimeError:
+        return Path(_passing().name)
+
+
+@cache
+def _passing() -> "TemporaryDirectory[str]":
+    return TemporaryDirectory(prefix="dmx-facts-")
 
 
 class FactStore:

@@ -7,6 +7,9 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from dmx.errors import RunError
+from dmx.paths import open_own
+
 _SHORTEST_IN_TEXT = 3
 
 
@@ -25,7 +28,14 @@ def store_salt(folder: Path) -> bytes:
             pass
         finally:
             draft.unlink()
-    return bytes.fromhex(file.read_text(encoding="ascii"))
+    try:
+        with open_own(file, "r", encoding="ascii") as salt:
+            return bytes.fromhex(salt.read())
+    except ValueError as error:
+        raise RunError(
+            f"'{file}' is damaged: it must hold the secret of the pseudonyms. Bring it back, or remove it; "
+            "subjects then get other pseudonyms."
+        ) from error
 
 
 class Pseudonyms:

@@ -1,6 +1,8 @@
 """A project that a stranger sends writes, moves and deletes nothing outside of itself."""
 
+import ast
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -282,3 +284,131 @@ def test_a_folder_of_a_run_is_made_only_when_it_is_worked_on(sent: World) -> Non
     folder.lock()
     assert folder.path.is_dir()
     folder.unlock()
+
+
+ROOT = Path(__file__).resolve().parents[2] / "dmx"
+# Where data of a store, a journal, a note, a checkpoint or a plan comes in.
+WATCHED = (
+    *sorted((ROOT / "tracking").glob("*.py")),
+    ROOT / "training/checkpoint.py",
+    *(ROOT / f"workflows/{name}.py" for name in ("identity", "received", "restart", "resume", "source", "trained")),
+)
+# Ways to a path that were looked at one by one: names that dmx makes itself, what a person has said, what `within` or a
+# pattern has let through, and what is handed to `within` next.
+LOOKED_AT = {
+    "checkpoints": ("parent / f'step_{global_step:09d}'", "parent / f'{path.name}_epoch_{epoch:04d}'", "target / path"),
+    "creation": ("_notes_folder(mlruns) / f'{uuid.uuid4().hex}.jsonl'", "Path(database.name)"),
+    "delivery": ("Path(entry['path'])",),
+    "embedded": (
+        "Path(unquote(text.partition('?')[0]))",
+        "unquote(text.partition('?')[0])",
+        "Path(text)",
+        "path.parent.resolve() / path.name",
+        "folder / f'.{database.name}.lock'",
+        "Path(mkdtemp(dir=_temporary().name))",
+        "_alias(database.parent) / database.name",
+    ),
+    "environment": ("Path(argument)", "Path(sys.argv[0])"),
+    "files": ("Path(folder)",),
+    "folder": ("(folder or path.parent) / f'.{path.name}{_DRAFT}'",),
+    "location": (
+        "Path(location)",
+        "Path(unquote(parts.path))",
+        "unquote(parts.path)",
+        "local_path(location)",
+        "folder / name",
+    ),
+    "mlflow_reader": (
+        "Path(self._client.download_artifacts(run_id, path, str(target)))",
+        "local_path(experiment.artifact_location)",
+        "local_path(location)",
+    ),
+    "mlflow_store": (
+        "outgoing / f'{name}+compressed.webp'",
+        "outgoing / f'{name}.png'",
+        "outgoing / f'{name}{suffix}'",
+        "Path(model.path)",
+        "Path(path)",
+    ),
+    "privacy": ("folder / f'salt.{secrets.token_hex(4)}'",),
+    "recorder": ("self._run.files / path",),
+    "relocate": ("folder / 'artifacts' / path.name", "local_path(location or '')"),
+    "session": ("self.files / path", "self.folder.path / source"),
+    "checkpoint": ("folder / name", "partial / name"),
+    "received": ("tensor.received / plan.parameters",),
+    "restart": ("session.root / section.file",),
+    "resume": ("Path(str(value))",),
+    "source": ("Path(named)",),
+    "trained": ("Path(folder)",),
+}
+
+
+def ways(tree: ast.AST) -> set[str]:
+    """Return each expression that makes a path of something that is not written in the code."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            fixed = isinstance(node.right, ast.Constant) or ast.unparse(node.right).isupper()
+            if not fixed:
+                found.add(ast.unparse(node))
+        if isinstance(node, ast.Call) and node.args and not isinstance(node.args[0], ast.Constant):
+            name = ast.unparse(node.func)
+            if name in ("Path", "local_path", "unquote", "url2pathname") or name.endswith((".joinpath", "path.join")):
+                found.add(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("file", WATCHED, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_what_data_names_becomes_a_path_in_one_way(file: Path) -> None:
+    new = ways(ast.parse(file.read_text(encoding="utf-8"))) - set(LOOKED_AT.get(file.stem, ()))
+    assert not new, f"Let dmx.paths.within say that these lie where they may, or add them to LOOKED_AT: {sorted(new)}"
+
+
+@pytest.mark.parametrize("code", ["a / entry['path']", "Path(tags['x'])", "local_path(uri)", "folder.joinpath(name)"])
+def test_another_way_from_data_to_a_path_is_noticed(code: str) -> None:
+    assert ways(ast.parse(code)) == {code}
+
+
+def test_a_project_that_can_only_be_read_is_shown_and_not_changed(sent: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.access
+    home = str(sent.root / "mlruns")
+    monkeypatch.setattr(
+        "dmx.tracking.embedded.access",
+        lambda path, mode: not (mode == os.W_OK and str(path).startswith(home)) and real(path, mode),
+    )
+    before = {path: path.read_bytes() for path in (sent.root / "mlruns").rglob("*") if path.is_file()}
+    for words in (
+        ("runs", "list"),
+        ("runs", "show", sent.run_id),
+        ("runs", "compare", sent.run_id, sent.run_id),
+        ("runs", "lineage", sent.run_id),
+    ):
+        done = sent.call(*words)
+        assert done.code == 0, (words, done.err, done.crash)
+        assert sent.run_id[:8] in done.out or "train" in done.out
+    store = open_store(root=sent.root)
+    with pytest.raises(RunError, match="read-only"):
+        store.set_tags(sent.run_id, {"a": "b"})
+    assert {path: path.read_bytes() for path in (sent.root / "mlruns").rglob("*") if path.is_file()} == before
+
+
+def test_facts_of_who_has_no_home_are_kept_while_the_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmx.cohort.cache import default_cache_dir
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DMX_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert default_cache_dir().is_dir()
+    assert default_cache_dir() == default_cache_dir()
+
+
+@pytest.mark.parametrize("text", ["", "not hexadecimal"])
+def test_a_damaged_secret_of_pseudonyms_is_named(tmp_path: Path, text: str) -> None:
+    from dmx.tracking.privacy import store_salt
+
+    (tmp_path / "salt").write_text(text or "xyz")
+    with pytest.raises(RunError, match="salt' is damaged"):
+        store_salt(tmp_path)
