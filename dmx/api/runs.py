@@ -88,6 +88,7 @@ def resume(
     schedule: str | None = None,
     device: str | None = None,
     cohort: str | Path | None = None,
+    take_over: bool = False,
     store: Store = None,
 ) -> Training:
     """Go on with an interrupted run exactly where it was, or extend one; ``dmx resume``.
@@ -98,6 +99,8 @@ def resume(
         schedule: With `epochs`: ``keep``, ``stretch`` or ``restart`` the learning-rate curve.
         device: Where to train from now on; ``None``: as before.
         cohort: Where the manifest, or the list or folder of images, of the run lies now; ``None``: as before.
+        take_over: Take the place of a process of another machine at once; if that still lives, both write to the run
+            until it notices.
         store: Run store, as for ``load_model``.
 
     Returns:
@@ -111,9 +114,11 @@ def resume(
         raise ConfigError("epochs and schedule belong together: resume(run, epochs=60, schedule='keep').")
     extension = None if epochs is None or schedule is None else Extension(epochs=epochs, schedule=schedule)
     changes = {key: value for key, value in (("device", device), ("cohort", cohort)) if value is not None}
-    return _trained(
-        lambda session: run_on(run_name(run), session, uri=uri, changes=changes, extension=extension), root, store=store
-    )
+
+    def work(session: Session) -> Trainee:
+        return run_on(run_name(run), session, uri=uri, changes=changes, extension=extension, take_over=take_over)
+
+    return _trained(work, root, store=store)
 
 
 def _trained(work: Callable[[Session], Trainee], root: Path, *, store: Store) -> Training:

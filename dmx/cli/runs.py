@@ -320,11 +320,14 @@ def _shown(value: str | float | None) -> str:
 def reap(
     stale: Annotated[
         str | None,
-        typer.Option("--stale", metavar="2h", help="Also close runs of other machines that are silent for so long."),
+        typer.Option("--stale", metavar="2h", help="Close runs of other machines after so long a silence; else 10m."),
     ] = None,
     store: StoreAddress = None,
 ) -> None:
-    """Close runs whose process is gone: they become KILLED and can be resumed."""
+    """Close runs whose process is gone: they become KILLED and can be resumed.
+
+    Runs of other machines are watched for a minute first. One that was only cut off from the store goes on.
+    """
     from dmx.tracking.mlflow_store import open_store
     from dmx.tracking.reap import reap as reap_runs
 

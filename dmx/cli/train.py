@@ -133,6 +133,14 @@ def resume(
         Path | None,
         typer.Option("--cohort", metavar="PATH", help="Where the manifest or images of the run lie now."),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Take the place of a process of another machine at once. If that still lives, both write to the run "
+            "until it notices.",
+        ),
+    ] = False,
     store: StoreAddress = None,
 ) -> None:
     """Go on with an interrupted run exactly where it was, or extend one."""
@@ -142,7 +150,7 @@ def resume(
     wanted["cohort"] = cohort
     changes = {key: value for key, value in wanted.items() if value is not None}
     extension = _extension(epochs, schedule)
-    _run(lambda session: run_on(run, session, uri=store, changes=changes, extension=extension))
+    _run(lambda session: run_on(run, session, uri=store, changes=changes, extension=extension, take_over=take_over))
 
 
 def _extension(epochs: int | None, schedule: str | None) -> "Extension | None":
@@ -184,8 +192,9 @@ def _run(work: Callable[["Session"], "Trainee"]) -> None:
             f"Train it:  dmx train EXPERIMENT --from-run {trained.run.id[:8]}"
         )
         return
+    state = "is complete" if trained.delivered else "has ended, and its store does not have all of it"
     print_result(
-        f"Run {run} is complete ({trained.run.id[:8]}).\n"
+        f"Run {run} {state} ({trained.run.id[:8]}).\n"
         f"Predict:  {predict_command(trained.run)}{store}\n"
         f"Score:    dmx evaluate --from-run {trained.run.id[:8]}{store}\n"
         f"Look:     dmx ui{store}"

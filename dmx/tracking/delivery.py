@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +12,19 @@ from dmx.errors import RunError
 from dmx.paths import within
 from dmx.tracking.checkpoints import is_checkpoint_path
 from dmx.tracking.folder import RunFolder
-from dmx.tracking.journal import Entry, read_entries
-from dmx.tracking.process import now
-from dmx.tracking.store import CheckpointModel, CohortInput, MetricPoint, RunWriter, StoreRefusedError
+from dmx.tracking.journal import Entry, Journal, read_entries
+from dmx.tracking.process import Heartbeat
+from dmx.tracking.store import (
+    CheckpointModel,
+    CohortInput,
+    MetricPoint,
+    RunStore,
+    Status,
+    StoreClosedError,
+    StoreRefusedError,
+)
 
 _EVERY_SECONDS = 2.0
-_HEARTBEAT_SECONDS = 60.0
 _LONGEST_WAIT_SECONDS = 300.0
 _ONCE_MORE_SECONDS = 2.0
 _LONGEST_SILENCE_SECONDS = 120.0
@@ -30,7 +38,7 @@ Notify = Callable[[str], None]
 class Target:
     """Where entries go: a run of a store, and the folder with the files they speak of."""
 
-    store: RunWriter
+    store: RunStore
     run_id: str
     folder: RunFolder
 
@@ -40,34 +48,30 @@ def deliver(target: Target, notify: Notify, *, again: bool = False) -> int:
 
     Args:
         target: Where entries go.
-        notify: Gets a sentence for each entry that the store refuses; it is left out.
+        notify: Gets a sentence for each entry that the store refuses; it is laid aside.
         again: Deliver everything from the beginning; the store ends up the same.
 
     Raises:
-        RunError: The store cannot be reached; what has been delivered is remembered. Or an entry names a place that is
-            not the run's: then nothing is delivered.
+        RunError: The store cannot be reached, or takes nothing for this run (``StoreClosedError``); what has been
+            delivered is remembered. Or an entry names a place that is not the run's: then nothing is delivered.
     """
     folder = target.folder
     start = 0 if again else folder.delivered
-    _require_own(folder, start)
+    _require_own(folder, folder.journal, start)
+    if again:
+        folder.refused.unlink(missing_ok=True)
     count = 0
     for entries, end in _batches(folder.journal, start):
-        try:
-            _apply(target, entries)
-        except StoreRefusedError as error:
-            if len(entries) == 1:
-                notify(str(error))
-            else:
-                _one_by_one(target, entries, notify)
+        _apply_or_lay_aside(target, entries, notify)
         folder.delivered = end
         count += len(entries)
     return count
 
 
-def _require_own(folder: RunFolder, start: int) -> None:
+def _require_own(folder: RunFolder, file: Path, start: int) -> None:
     """Require that each entry is one and names only what is in the run's folders, before the first is carried out."""
     what = f"The journal of run {folder.path.name[:8]}"
-    for entry, _ in read_entries(folder.journal, start):
+    for entry, _ in read_entries(file, start):
         try:
             kind = entry["do"]
             deleted = [entry["path"]] if kind == "delete" else []
@@ -77,7 +81,7 @@ def _require_own(folder: RunFolder, start: int) -> None:
             if kind == "image":
                 within(folder.path, entry["source"], what=what)
         except (LookupError, TypeError) as error:
-            raise RunError(f"{what} is damaged: '{folder.journal}' holds an entry that dmx has not written.") from error
+            raise RunError(f"{what} is damaged: '{file}' holds an entry that dmx has not written.") from error
         for path in (*deleted, *models):
             if not is_checkpoint_path(path):
                 raise RunError(
@@ -86,12 +90,52 @@ def _require_own(folder: RunFolder, start: int) -> None:
                 )
 
 
-def _one_by_one(target: Target, entries: Iterable[Entry], notify: Notify) -> None:
+def deliver_refused(target: Target, notify: Notify) -> int:
+    """Try again what the store has refused before, and return the number of entries that it takes now.
+
+    Raises:
+        RunError: The store cannot be reached, or takes nothing for this run; nothing is forgotten.
+    """
+    refused = target.folder.refused
+    _require_own(target.folder, refused, 0)
+    entries = [entry for entry, _ in read_entries(refused)]
+    left = []
     for entry in entries:
         try:
             _apply(target, [entry])
         except StoreRefusedError as error:
+            _require_open(target, error)
             notify(str(error))
+            left.append(entry)
+    refused.unlink(missing_ok=True)
+    _lay_aside(target, left)
+    return len(entries) - len(left)
+
+
+def _apply_or_lay_aside(target: Target, entries: list[Entry], notify: Notify) -> None:
+    try:
+        _apply(target, entries)
+    except StoreRefusedError as error:
+        _require_open(target, error)
+        if len(entries) == 1:
+            notify(str(error))
+            _lay_aside(target, entries)
+        else:
+            for entry in entries:
+                _apply_or_lay_aside(target, [entry], notify)
+
+
+def _require_open(target: Target, error: StoreRefusedError) -> None:
+    """Raise ``StoreClosedError`` where it was not the entry that was refused, but anything for this run would be."""
+    if why := target.store.why_closed(target.run_id):
+        raise StoreClosedError(why) from error
+
+
+def _lay_aside(target: Target, entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        refused = Journal(target.folder.refused)
+        refused.append(entry)
+        refused.close()
 
 
 def _batches(journal: Path, start: int) -> Iterator[tuple[list[Entry], int]]:
@@ -178,9 +222,17 @@ _ACTIONS: dict[str, Callable[[Target, Entry], None]] = {
 
 
 class Courier:
-    """A thread that delivers a run's journal every few seconds and keeps its heartbeat.
+    """A thread that delivers a run's journal every few seconds.
 
     An unreachable store costs the training nothing: the thread waits longer and longer and tries again.
+
+    Args:
+        target: Where entries go.
+        notify: Told each kind of trouble once.
+        every: Seconds between two attempts.
+
+    Attributes:
+        complete: Whether the store has everything.
     """
 
     def __init__(self, target: Target, notify: Notify, *, every: float = _EVERY_SECONDS) -> None:
@@ -189,10 +241,46 @@ class Courier:
         self._every = every
         self._wake = threading.Event()
         self._stopping = False
-        self._told = False
-        self._beat = time.monotonic()
+        self.complete = False
+        self._heart = Heartbeat(target.store, target.run_id)
+        self._told: set[type[Exception] | None] = set()
         self._thread = threading.Thread(target=self._run, name="dmx-delivery", daemon=True)
         self._thread.start()
+
+    @property
+    def taken_by(self) -> str:
+        """Return which process works on the run instead of this one, whose words count no longer then."""
+        return self._heart.taken_by
+
+    def finish(self, status: Status) -> None:
+        """Deliver the rest, and tell the user what the store has not got.
+
+        Args:
+            status: How the run ends; a store that has not got it all learns at least that it does.
+        """
+        target, folder = self._target, self._target.folder
+        done = self.close()
+        if self.taken_by:
+            return
+        self.complete = done and not folder.refused.exists()
+        if self.complete:
+            return
+        run, uri = target.run_id, target.store.uri
+        if done:
+            self._notify(
+                f"Run {run} is not complete in {uri}, which refused a part of it; that is kept in '{folder.refused}'. "
+                f"When the store takes it, run 'dmx runs sync {run[:8]}'."
+            )
+            return
+        why = ""
+        with suppress(RunError):
+            why = target.store.why_closed(run)
+        if status != "FINISHED" and not why:
+            # What holds up the journal, a full disk perhaps, must not make a dead run look alive.
+            with suppress(RunError):
+                target.store.set_status(run, status)
+        then = f"{why} Then" if why else "When it can be reached,"
+        self._notify(f"Run {run} is not yet complete in {uri}: not delivered. {then} run 'dmx runs sync {run[:8]}'.")
 
     def close(self) -> bool:
         """Deliver the rest, end the thread, and return whether the store has everything.
@@ -209,6 +297,7 @@ class Courier:
 
     def release(self) -> None:
         """Let other processes work on the run, as soon as nothing of it is on its way."""
+        self._heart.end()
         if self._thread.is_alive():
             threading.Thread(target=self._release_later, daemon=True).start()
         else:
@@ -231,21 +320,20 @@ class Courier:
             self._attempt()
 
     def _attempt(self) -> bool:
+        if self.taken_by:
+            return True
         # Whatever goes wrong here is no reason to end a training.
         try:
             deliver(self._target, self._tell)
-            if time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
-                self._target.store.set_tags(self._target.run_id, {"dmx.heartbeat": now()})
-                self._beat = time.monotonic()
         except RunError as error:
-            self._tell(f"{error} The training goes on; what is logged is kept and delivered later.")
+            self._tell(f"{error} The training goes on; what is logged is kept and delivered later.", type(error))
             return False
         except Exception as error:
-            self._tell(f"The run cannot be logged ({type(error).__name__}: {error}). The training goes on.")
+            self._tell(f"The run cannot be logged ({type(error).__name__}: {error}). The training goes on.", Exception)
             return False
         return True
 
-    def _tell(self, sentence: str) -> None:
-        if not self._told:
-            self._told = True
+    def _tell(self, sentence: str, kind: type[Exception] | None = None) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
             self._notify(sentence)

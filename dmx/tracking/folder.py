@@ -66,6 +66,7 @@ class RunFolder:
         self.in_place = artifacts is not None
         self.files = artifacts or path / "files"
         self.journal = path / "journal.jsonl"
+        self.refused = path / "refused.jsonl"
         self._lock: IO[Any] | None = None
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from dmx.errors import RunError
 from dmx.paths import open_own
+from dmx.tracking.store import RunInfo, RunReader
 
 _FSYNC_SECONDS = 5.0
 
@@ -93,6 +94,13 @@ def last_steps(path: Path) -> dict[str, int]:
             for key in entry["values"]:
                 steps[key] = max(steps.get(key, -1), entry["step"])
     return steps
+
+
+def known_steps(store: RunReader, info: RunInfo, path: Path) -> dict[str, int]:
+    """Return the last step of each metric that was logged: by the journal, by the store where that was lost."""
+    if path.is_file() and path.stat().st_size:
+        return last_steps(path)
+    return {key: store.metric_history(info.id, key)[-1].step for key in info.metrics}
 
 
 def uploads(path: Path) -> set[str]:

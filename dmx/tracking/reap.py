@@ -7,13 +7,15 @@ from pathlib import Path
 from dmx.errors import RunError
 from dmx.tracking.checkpoints import checkpoint_names, kept_models
 from dmx.tracking.creation import settle_all
-from dmx.tracking.delivery import Notify, Target, deliver
+from dmx.tracking.delivery import Notify, Target, deliver, deliver_refused
 from dmx.tracking.folder import run_folder
 from dmx.tracking.location import runs_folder
-from dmx.tracking.process import process_of, silent_for
+from dmx.tracking.process import WATCHED_SECONDS, process_of, silent_for, still_beating
 from dmx.tracking.store import RunInfo, RunStore
 
 _ALL = 1_000_000
+_STALE = timedelta(minutes=10)
+_CLOCKS_APART = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -27,29 +29,43 @@ class Reaped:
 def reap(store: RunStore, *, stale: timedelta | None = None, root: Path | None = None, notify: Notify) -> list[Reaped]:
     """Set runs KILLED whose process is gone.
 
-    What their journals still hold is delivered first; a run that had ended itself gets its own status.
+    What their journals still hold is delivered first; a run that had ended itself gets its own status. Runs of other
+    machines are watched for a minute: clocks of two machines cannot be compared.
 
     Args:
         store: Where the runs are.
-        stale: Also close runs of other machines whose last sign of life is older than this.
+        stale: Close runs of other machines only when their last sign of life is older than this; ``None``: 10 minutes.
         root: Folder of the project.
-        notify: Gets a sentence when something cannot be delivered.
+        notify: Gets a sentence when something cannot be delivered, or is waited for.
     """
-    closed = []
     settle_all(store, runs_folder(store.uri, root))
-    for run in store.list_runs(limit=_ALL):
-        reason = _reason(run, stale)
-        if run.status == "RUNNING" and reason and _close(store, run, reason, root=root, notify=notify):
+    running = [run for run in store.list_runs(limit=_ALL) if run.status == "RUNNING"]
+    away = [run for run in running if process_of(run.tags) == "elsewhere" and _seems_dead(run, stale or _STALE)]
+    if away:
+        notify(
+            f"{len(away)} run{'s' if len(away) != 1 else ''} of other machines gave no sign of life; watching for "
+            f"{WATCHED_SECONDS:.0f} s."
+        )
+    beating = still_beating(store, away)
+    silent = {run.id for run in away} - beating
+    closed = []
+    for run in running:
+        reason = _reason(run, silent=run.id in silent)
+        if reason and _close(store, run, reason, root=root, notify=notify):
             closed.append(Reaped(store.get_run(run.id), reason))
     return closed
 
 
-def _reason(run: RunInfo, stale: timedelta | None) -> str:
-    where = process_of(run.tags)
-    if where == "gone":
-        return f"Its process {run.tags.get('dmx.pid', '')} is gone."
+def _seems_dead(run: RunInfo, stale: timedelta) -> bool:
+    """Tell whether a run is silent for too long, or by a clock that is ahead, which says nothing."""
     silence = silent_for(run.tags)
-    if where == "elsewhere" and stale is not None and silence > stale:
+    return silence > stale or silence < -_CLOCKS_APART
+
+
+def _reason(run: RunInfo, *, silent: bool) -> str:
+    if process_of(run.tags) == "gone":
+        return f"Its process {run.tags.get('dmx.pid', '')} is gone."
+    if silent:
         return f"No sign of life from {run.tags.get('dmx.host', 'its machine')} since {run.tags.get('dmx.heartbeat')}."
     return ""
 
@@ -95,6 +111,8 @@ def sync(store: RunStore, run: RunInfo, *, again: bool = False, root: Path | Non
         )
     folder.lock()
     try:
-        return deliver(Target(store, run.id, folder), notify, again=again)
+        target = Target(store, run.id, folder)
+        taken = 0 if again else deliver_refused(target, notify)
+        return taken + deliver(target, notify, again=again)
     finally:
         folder.unlock()

@@ -16,12 +16,12 @@ from dmx.tracking.checkpoints import Checkpoints, checkpoint_names, fetch_checkp
 from dmx.tracking.creation import Note, alone, settle_all, settle_before
 from dmx.tracking.delivery import Courier, Notify, Target, deliver
 from dmx.tracking.folder import RunFolder, drafted, run_folder
-from dmx.tracking.journal import Journal, last_steps, untold
+from dmx.tracking.journal import Journal, known_steps, untold
 from dmx.tracking.lineage import source_runs
 from dmx.tracking.location import mask, runs_folder
 from dmx.tracking.names import check_name, next_name, sole_name
 from dmx.tracking.pictures import save_figure
-from dmx.tracking.process import now, process_tags, require_free
+from dmx.tracking.process import Owner, now, owner_of, process_tags, require_free, successor_tags
 from dmx.tracking.store import CohortInput, RunInfo, RunStore, Status
 from dmx.tracking.summary import Summary, describe, link_back
 
@@ -78,7 +78,7 @@ class ActiveRun:
         self.folder = folder
         self.notify = notify
         self._journal = Journal(folder.journal)
-        self._last_steps = _known_steps(store, info, folder)
+        self._last_steps = known_steps(store, info, folder.journal)
         self._courier = Courier(Target(store, info.id, folder), notify)
         self._noted = False
         self._ended = False
@@ -94,10 +94,23 @@ class ActiveRun:
 
     def write(self, entry: Mapping[str, object]) -> None:
         """Add an entry to the journal; a problem becomes one note to the user."""
+        if self._courier.taken_by:
+            return
         try:
             self._journal.append(entry)
         except Exception as error:
             self._note_once("The run's journal", error)
+
+    @property
+    def delivered(self) -> bool:
+        """Return whether the store has all of the run, which is known when it has ended."""
+        return self._courier.complete
+
+    def require_own(self) -> None:
+        """Raise ``RunError`` where another process has taken the run over."""
+        if taken_by := self._courier.taken_by:
+            place = f"Run '{self.info.experiment}/{self.info.name}'"
+            raise RunError(f"{place} was taken over by {taken_by}. This process ends and leaves the run to it.")
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values at a global step. What was logged for that step or a later one, before a resume, is left out."""
@@ -196,22 +209,11 @@ class ActiveRun:
         with self.guarded("The end of the run"):
             self._journal.close()
         with self.guarded("The end of the run"):
-            self._deliver_end(status)
+            self._courier.finish(status)
+            if self.delivered:
+                with suppress(RunError):
+                    settle_all(self.store, self.folder.path.parents[1], patience=0.0)
         self._courier.release()
-
-    def _deliver_end(self, status: Status) -> None:
-        if self._courier.close():
-            with suppress(RunError):
-                settle_all(self.store, self.folder.path.parents[1], patience=0.0)
-            return
-        if status != "FINISHED":
-            # What holds up the journal, a full disk perhaps, must not make a dead run look alive.
-            with suppress(RunError):
-                self.store.set_status(self.info.id, status)
-        self.notify(
-            f"Run {self.info.id} is not yet complete in {self.store.uri}. "
-            f"When it can be reached, run 'dmx runs sync {self.info.id[:8]}'."
-        )
 
     def __enter__(self) -> Self:
         return self
@@ -296,22 +298,31 @@ def _short(params: Mapping[str, object]) -> dict[str, str]:
     return {key: mask(str(value))[:_MAX_PARAM] for key, value in params.items()}
 
 
-def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, notify: Notify) -> ActiveRun:
-    """Go on with a run.
+def resume_run(
+    store: RunStore, info: RunInfo, *, root: Path | None = None, notify: Notify, replaces: Owner | None = None
+) -> ActiveRun:
+    """Go on with a run; what its journal still holds is delivered first, so that its checkpoints are the newest ones.
 
-    What its journal still holds is delivered first, so that its checkpoints are the newest ones.
+    Args:
+        store: Where the run is.
+        info: The run.
+        root: Folder of the project.
+        notify: Gets a sentence when something cannot be logged.
+        replaces: The process whose place may be taken, as ``require_free`` has said; ``None``: it is asked here.
 
     Raises:
         RunError: Another process works on the run, or the store cannot be reached.
     """
-    require_free(info)
+    current = store.get_run(info.id)
+    if replaces is None or owner_of(current.tags) != replaces:
+        require_free(store, current, notify=notify)
     folder = run_folder(store, info.id, root)
     folder.lock()
     try:
         folder.sweep()
         deliver(Target(store, info.id, folder), notify)
         count = int(info.tags.get("dmx.resumed", "0")) + 1
-        store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **process_tags()})
+        store.set_tags(info.id, {"dmx.resumed": str(count), "dmx.end_reason": None, **successor_tags()})
         store.set_status(info.id, "RUNNING")
         run = ActiveRun(store, store.get_run(info.id), folder, notify)
         if not folder.in_place:
@@ -325,16 +336,5 @@ def resume_run(store: RunStore, info: RunInfo, *, root: Path | None = None, noti
 
 
 def checkpoint_path(store: RunStore, run: RunInfo, name: str, *, root: Path | None = None) -> Path:
-    """Return the folder of a run's checkpoint on this machine, downloaded when it has to be.
-
-    Raises:
-        RunError: The run has no such checkpoint, or its files are gone.
-    """
+    """Return the folder of a run's checkpoint here, downloaded when it has to be; ``RunError`` where it is gone."""
     return fetch_checkpoint(store, run, name, run_folder(store, run.id, root).files)
-
-
-def _known_steps(store: RunStore, info: RunInfo, folder: RunFolder) -> dict[str, int]:
-    """Return the last step of each metric that was logged: by the journal, by the store where that was lost."""
-    if folder.journal.is_file() and folder.journal.stat().st_size:
-        return last_steps(folder.journal)
-    return {key: store.metric_history(info.id, key)[-1].step for key in info.metrics}

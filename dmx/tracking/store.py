@@ -18,6 +18,10 @@ class StoreRefusedError(RunError):
     """Report a call that the store understands and refuses, so that repeating it is of no use."""
 
 
+class StoreClosedError(RunError):
+    """Report a run that takes nothing until somebody brings it back: it or its experiment is in the trash, or gone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """A run as the store knows it at one moment.
@@ -170,6 +174,9 @@ class RunWriter(Protocol):
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Give a run another name."""
+
+    def why_closed(self, run_id: str) -> str:
+        """Return why a run takes nothing at all; empty where it takes what it is told."""
 
     def set_status(self, run_id: str, status: Status) -> None:
         """Set the status, with the end time when it is a final one."""

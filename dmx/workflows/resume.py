@@ -62,6 +62,7 @@ def resume(
     uri: str | None = None,
     changes: Mapping[str, object] | None = None,
     extension: Extension | None = None,
+    take_over: bool = False,
 ) -> Trainee:
     """Go on with an interrupted run, exactly where its newest whole checkpoint is.
 
@@ -72,6 +73,7 @@ def resume(
         changes: ``device``, ``workers``, ``threads`` or ``processes`` to use from now on; ``cohort``, the place of the
             same manifest, or list or folder of images, from now on.
         extension: More epochs, with what becomes of the learning rate.
+        take_over: Take the place of a process of another machine without watching whether it still lives.
 
     Raises:
         RunError: There is no such run, it is complete, or another process works on it.
@@ -80,7 +82,9 @@ def resume(
     """
     store = open_store(uri, session.root)
     settle_all(store, runs_folder(store.uri, session.root))
-    info = _with_all_it_told(store, store.find_run(run_name), session)
+    info = store.find_run(run_name)
+    replaces = require_free(store, info, take_over=take_over, notify=session.report.say)
+    info = _with_all_it_told(store, info, session)
     _require_training(info, extension)
     if info.status == "FINISHED" and extension is None:
         return _complete(info, session, uri)
@@ -94,7 +98,7 @@ def resume(
     checked = check_training(experiment, session, trains=not _untrained(info))
     _require_same_reads(store, info, checked, session)
     with (
-        resume_run(store, info, root=session.root, notify=session.report.say) as run,
+        resume_run(store, info, root=session.root, notify=session.report.say, replaces=replaces) as run,
         session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
     ):
         if experiment != before:
@@ -129,7 +133,6 @@ def _with_all_it_told(store: RunStore, info: RunInfo, session: Session) -> RunIn
     folder = run_folder(store, info.id, session.root)
     if not folder.undelivered:
         return info
-    require_free(info)
     sync(store, info, root=session.root, notify=session.report.say)
     return store.get_run(info.id)
 

@@ -45,6 +45,7 @@ class Trainee:
         best_metric: Metric that names the best checkpoint; empty without one.
         best_value: Its value.
         store: Address of the run store where the experiment names one.
+        delivered: Whether the run store has all that the run told.
     """
 
     run: RunInfo
@@ -52,6 +53,7 @@ class Trainee:
     best_metric: str
     best_value: float | None
     store: str | None
+    delivered: bool = True
 
 
 def train(experiment: Experiment, session: Session, *, name: str | None = None, strict: bool = False) -> Trainee:
@@ -159,6 +161,7 @@ def run_fit(
         best_metric=result.best.metric,
         best_value=result.best.value,
         store=checked.experiment.tracking.uri,
+        delivered=run.delivered,
     )
 
 
@@ -184,7 +187,7 @@ def fit_in_run(  # noqa: PLR0913  # what fit takes, and where it is recorded
         batches,
         settings,
         validate=validate,
-        listeners=(recorder, FreezeFile(run, settings.freeze), *session.listeners),
+        listeners=(lambda _: run.require_own(), recorder, FreezeFile(run, settings.freeze), *session.listeners),
         stop=session.stop,
         helpers=helpers,
     )

@@ -160,6 +160,7 @@ def abandon(active: ActiveRun) -> None:
     """Leave a run as a killed process does: nothing more is delivered, the lock is free."""
     active._courier._stopping = True
     active._courier._wake.set()
+    active._courier._heart.end()
     active._courier._thread.join()
     active.folder.unlock()
 

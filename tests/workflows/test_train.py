@@ -1,15 +1,19 @@
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmx.errors import CohortError, ConfigError, ModelError, RunError
+from dmx.tracking import process
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.checkpoint import read_checkpoint
+from dmx.training.events import Event, StepEnded
 from dmx.workflows.resume import resume
+from dmx.workflows.session import Session
 from dmx.workflows.train import train
 from tests.workflows.conftest import Teller, session, settings
 
@@ -135,6 +139,40 @@ def test_a_complete_run_has_nothing_left_to_train(project: Path, manifest: Path)
     teller = Teller()
     assert resume(done.run.id, session(project, teller)).reason == "finished"
     assert any("nothing is left to train" in sentence for sentence in teller.sentences)
+
+
+def test_a_training_that_was_taken_over_ends_and_leaves_the_run_alone(
+    project: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "BEAT_SECONDS", 0.05)
+    teller, steps = Teller(), []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepEnded):
+            steps.append(event.global_step)
+            store = open_store(root=project)
+            (run,) = store.list_runs()
+            store.set_tags(run.id, {"dmx.host": "other", "dmx.pid": "1"})
+            time.sleep(1.0)
+
+    with pytest.raises(RunError, match="was taken over by process 1 on other"):
+        train(settings(manifest), Session(root=project, report=teller, listeners=(listen,)))
+    assert len(steps) < 4
+    (run,) = open_store(root=project).list_runs()
+    assert (run.status, run.tags["dmx.host"]) == ("RUNNING", "other")
+
+
+def test_a_run_in_the_trash_is_not_called_complete(project: Path, manifest: Path) -> None:
+    teller = Teller()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepEnded) and event.global_step == 1:
+            store = open_store(root=project)
+            store._client.delete_run(store.list_runs()[0].id)  # type: ignore[attr-defined]
+
+    done = train(settings(manifest), Session(root=project, report=teller, listeners=(listen,)))
+    assert not done.delivered
+    assert any("is in the trash" in sentence and "dmx runs sync" in sentence for sentence in teller.sentences)
 
 
 def test_a_run_that_ended_early_is_complete_and_trains_no_epoch_more(project: Path, manifest: Path) -> None:
