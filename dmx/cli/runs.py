@@ -119,6 +119,7 @@ def show(run: RunName, store: StoreAddress = None) -> None:
     from dmx.tracking.lineage import children
     from dmx.tracking.location import pages, run_link
     from dmx.tracking.mlflow_store import open_store
+    from dmx.tracking.provenance import read_sessions, session_line
     from dmx.tracking.scores import cases_words
 
     opened = open_store(store)
@@ -144,6 +145,7 @@ def show(run: RunName, store: StoreAddress = None) -> None:
     _section("params", found.params)
     _section("metrics", {key: f"{value:.6g}" for key, value in found.metrics.items()})
     _section("checkpoints", checkpoint_names(found.tags))
+    _section("sessions", {f"{record['session']:>3}": session_line(record) for record in read_sessions(opened, found)})
     _section("files", dict.fromkeys(opened.list_artifacts(found.id), " "))
     _link(run_link(pages(opened.uri), found.experiment_id, found.id))
 

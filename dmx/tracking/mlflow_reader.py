@@ -41,30 +41,6 @@ class MlflowReader:
         """Return a run by its full id."""
         return self._info(self._client.get_run(run_id))
 
-    @one_sentence
-    def why_closed(self, run_id: str) -> str:
-        """Return why a run takes nothing at all: it or its experiment is in the store's trash, or it is gone."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            info = self._client.get_run(run_id).info
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return f"Run {run_id[:8]} is no longer in the run store {self.uri}: it was deleted for good."
-        experiment = self._client.get_experiment(info.experiment_id)
-        if experiment.lifecycle_stage != "active":
-            return (
-                f"Experiment '{experiment.name}' of run {run_id[:8]} is in the trash of the run store {self.uri}. "
-                f"Restore it there (mlflow experiments restore --experiment-id {info.experiment_id})."
-            )
-        if info.lifecycle_stage != "active":
-            return (
-                f"Run {run_id[:8]} is in the trash of the run store {self.uri}. Restore it there (on the page of "
-                f"its experiment, state 'Deleted', or mlflow runs restore --run-id {run_id})."
-            )
-        return ""
-
     def find_run(self, text: str) -> RunInfo:
         """Return the run that an id, a unique prefix, ``experiment/run-name`` or ``experiment/last`` names."""
         return catalog.find_run(self, text)

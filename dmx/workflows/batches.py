@@ -30,6 +30,7 @@ from dmx.workflows.data import check_names
 from dmx.workflows.feed import Feed, Item, Scores, probe
 from dmx.workflows.freezing import flag_sentences, resolve_freezing
 from dmx.workflows.handed import Handed
+from dmx.workflows.inputs import log_session
 from dmx.workflows.params import network_params, optimization_params
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
@@ -136,6 +137,7 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
         run.set_tags(git.tags())
         if git.diff and experiment.tracking.git_diff:
             run.log_text("git.diff", git.diff)
+        log_session(run, experiment, session)
         result = fit_in_run(
             run,
             state,

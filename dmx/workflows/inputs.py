@@ -5,19 +5,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from dmx.cohort.case import Case
 from dmx.config.load import as_yaml
 from dmx.config.sections import Experiment
 from dmx.evaluation.figures import lr_figure
 from dmx.tracking.environment import environment, git_state
 from dmx.tracking.privacy import relative
+from dmx.tracking.provenance import FOLDER as SESSIONS
+from dmx.tracking.provenance import differences, read_sessions, session_record
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import CohortInput
+from dmx.training.device import resolve_device, threads_of
 from dmx.training.schedules import preview
 from dmx.workflows.checked import Checked
 from dmx.workflows.identity import IDENTITY, identity
 from dmx.workflows.privacy import hiding
 from dmx.workflows.reads import READS, what_is_read
+from dmx.workflows.session import Session
 
 _RATES = "figures/learning_rate.png"
 
@@ -41,6 +47,30 @@ def complete_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:
         run.log_text("git.diff", git.diff)
     _log_cohort(run, checked, root)
     run.log_figure(_RATES, lr_figure(planned_rates(experiment, steps=checked.settings.training.steps_per_epoch)))
+
+
+def log_session(run: ActiveRun, experiment: Experiment, session: Session) -> None:
+    """Keep a record of this session of a run, and warn of what is not as it was in the one before and can move bits."""
+    number = int(run.info.tags.get("dmx.resumed", "0"))
+    with run.guarded("The record of this session"):
+        git = git_state(session.root)
+        training = experiment.training
+        record = session_record(
+            number,
+            git,
+            device=str(resolve_device(training.device)),
+            threads=threads_of(training) or torch.get_num_threads(),
+        )
+        before = read_sessions(run.store, run.info) if number else []
+        run.log_text(f"{SESSIONS}/session_{number}.json", json.dumps(record, indent=2))
+        if git.diff and experiment.tracking.git_diff:
+            run.log_text(f"{SESSIONS}/session_{number}.diff", git.diff)
+        if before and (changed := differences(before[-1], record)):
+            session.warn(
+                f"Session {number} of the run goes on with other code, packages or hardware than session "
+                f"{before[-1]['session']}: {', '.join(changed)}. It can learn something else than an uninterrupted "
+                f"training would, if only in the last bits. '{SESSIONS}/' of the run has the records."
+            )
 
 
 def planned_rates(experiment: Experiment, *, steps: int | None = None) -> list[dict[str, float]]:

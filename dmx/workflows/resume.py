@@ -1,6 +1,7 @@
 """Go on with a run that was interrupted."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from dmx.training.progress import ended_early
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Checked
 from dmx.workflows.identity import read_identity
-from dmx.workflows.inputs import planned_rates, portable
+from dmx.workflows.inputs import log_session, planned_rates, portable
 from dmx.workflows.privacy import hiding
 from dmx.workflows.reads import own_source, require_same_reads, with_source
 from dmx.workflows.restart import start_again
@@ -87,7 +88,7 @@ def resume(
     info = _with_all_it_told(store, info, session)
     _require_training(info, extension)
     if info.status == "FINISHED" and extension is None:
-        return _complete(info, session, uri)
+        return _complete(store, info, session, uri)
     before = run_experiment(store, info, root=session.root)
     experiment = _changed(before, changes or {})
     if extension is not None:
@@ -101,6 +102,7 @@ def resume(
         resume_run(store, info, root=session.root, notify=session.report.say, replaces=replaces) as run,
         session.keeping(run, hiding(experiment, checked.data.cohort.cases, session.root)),
     ):
+        log_session(run, experiment, session)
         if experiment != before:
             run.set_tags(_changed_params(info, before, experiment, extension))
             count = run.info.tags["dmx.resumed"]
@@ -137,8 +139,13 @@ def _with_all_it_told(store: RunStore, info: RunInfo, session: Session) -> RunIn
     return store.get_run(info.id)
 
 
-def _complete(info: RunInfo, session: Session, uri: str | None) -> Trainee:
+def _complete(store: RunStore, info: RunInfo, session: Session, uri: str | None) -> Trainee:
     """Say that a run has come to its end: whoever resumes until nothing is left is done then."""
+    with suppress(RunError):
+        folder = run_folder(store, info.id, session.root)
+        folder.lock()
+        folder.sweep()
+        folder.unlock()
     early = info.tags.get("dmx.end_reason") == ENDED_EARLY
     why = "no improvement for too long" if early else "all epochs were done already"
     session.report.say(

@@ -20,7 +20,7 @@ from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.checked import Assembled, Checked
 from dmx.workflows.course_figures import log_course
 from dmx.workflows.freezing import FreezeFile, check_origin
-from dmx.workflows.inputs import complete_inputs, first_texts
+from dmx.workflows.inputs import complete_inputs, first_texts, log_session
 from dmx.workflows.lineage import log_lineage
 from dmx.workflows.memory import advised
 from dmx.workflows.params import training_params
@@ -107,6 +107,7 @@ def run_training(
     ):
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
         complete_inputs(run, checked, session.root)
+        log_session(run, experiment, session)
         return begin(run, assembled, session, start=start, notes=notes)
 
 

@@ -32,6 +32,8 @@ _UNTIMED = ("time/", "system/")
 _LOCAL = re.compile(r"[0-9a-f]{32}")
 _READY = 2
 _DOWNLOADED = re.compile(r"tmp\w+/(config\.yaml|identity\.json)")
+# One for each process that has worked on the run.
+_RECORDS = "sessions"
 _PICTURE = re.compile(r"\+timestamp\+\d+\+[0-9a-f-]{36}")
 
 
@@ -375,15 +377,16 @@ def _table(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    found = (_PICTURE.sub("", path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
-    return sorted(found)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != _RECORDS)
+    return sorted(_PICTURE.sub("", path.relative_to(folder).as_posix()) for path in paths)
 
 
 def _elsewhere(root: Path, artifacts: Path, run_id: str) -> list[str]:
     """Return the files of the project, and of the temporary folder, that are no artifacts."""
     found = []
     for top in (root, root.with_name(f"{root.name}-aside") / "tmp"):
-        paths = (path for path in top.rglob("*") if path.is_file() and not path.is_relative_to(artifacts))
+        files = (path for path in top.rglob("*") if path.is_file() and path.parent.name != _RECORDS)
+        paths = (path for path in files if not path.is_relative_to(artifacts))
         found += [path.relative_to(top).as_posix() for path in paths if not path.name.startswith("mlflow.db-")]
     return sorted(path if run_id in path else _LOCAL.sub("ID", path) for path in found)
 
