@@ -36,6 +36,10 @@ class Case:
     label: int | None = None
     targets: Mapping[str, float] = field(default_factory=dict)
 
+    def unmapped(self) -> "Case":
+        """Return the case without its label map and weight maps, for work on the scans alone."""
+        return replace(self, label_map=None, weight_maps={})
+
     def files(self) -> dict[str, Path]:
         """Return the files that the case has, by manifest column, in the manifest's order."""
         named = {f"channel_{name}": path for name, path in self.channels.items()}

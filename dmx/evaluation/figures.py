@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmx.evaluation.metrics import FOREGROUND, Score, statuses
+from dmx.evaluation.metrics import FOREGROUND, Classes, Score, label_sets, statuses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def figure_image(figure: "Figure", *, dpi: int = 110) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
 
 
-def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Sequence[str]) -> "Figure":
+def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Classes) -> "Figure":
     """Show the Dice score of every case, by class: each case a point, the quartiles as a box.
 
     Classes that were missed or predicted where there are none count as 0, are drawn as crosses and counted below the
@@ -54,9 +54,9 @@ def dice_figure(rows: Sequence[Mapping[str, Score]], classes: Sequence[str]) -> 
 
     Args:
         rows: Rows of :func:`~dmx.evaluation.metrics.score_case`; ``case`` names the lowest point of each class.
-        classes: Class names, background first.
+        classes: Class names, background first; or region → its labels.
     """
-    names = list(classes[1:])
+    names = list(label_sets(classes))
     if len(names) > 1:
         names = [FOREGROUND, *names]
     figure = new_figure((max(4.5, 1.5 * len(names) + 1.5), 4.4))

@@ -4,20 +4,9 @@ Whether a class is there at all is decided before anything is measured, so that 
 would mix up: a class that neither the truth nor the prediction has (nothing to score), one that was missed, and one
 that was predicted where there is none. ``status/<class>`` tells which:
 
-============== ========= =============== =================== ================== =============================
-status         dice      surface_dice    hd95_mm and assd_mm ..._penalized      also without value
-============== ========= =============== =================== ================== =============================
-present        measured  measured        measured            the same
-missed         0         0               none                the image's        precision
-                                                             diagonal
-false_positive 0         0               none                the image's        sensitivity, relative volume
-                                                             diagonal           error
-absent         none      none            none                none               sensitivity, precision,
-                                                                                relative volume error
-============== ========= =============== =================== ================== =============================
-
-A mean of distances over the cases that have one gets better when hard cases are missed; that of the penalized ones does
-not. The diagonal is the usual penalty (374 mm for the 240 x 240 x 155 mm of BraTS).
+============== ========= =============== =================== ================== ======================
+Voxels that nobody annotated (-1 in the truth) count nowhere, volumes included. Where a case has some, nobody knows
+where the true surface is: all that is measured between surfaces is none, penalties included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +24,9 @@ Row = dict[str, Score]
 Status = Literal["present", "missed", "false_positive", "absent"]
 
 FOREGROUND = "foreground"
-"""All classes but the background together."""
+"""All classes but the background, or all regions, together."""
+Classes = Sequence[str] | Mapping[str, Sequence[int]]
+"""What is scored: names of the classes, background first, or of regions that may overlap, each with its labels."""
 METRICS = (
     "dice",
     "sensitivity",
@@ -133,7 +124,7 @@ def score_case(
     prediction: NDArray[np.integer],
     *,
     spacing: Sequence[float],
-    classes: Sequence[str],
+    classes: Classes,
     roi: NDArray[np.generic] | None = None,
     surface: SurfaceDefinition = ELEMENTS,
 ) -> Row:
@@ -147,10 +138,10 @@ def score_case(
     3. both within the roi.
 
     Args:
-        truth: Label map [I, J, K].
+        truth: Label map [I, J, K], -1 where nobody annotated.
         prediction: Label map on the same grid.
         spacing: Voxel size in mm per axis.
-        classes: Class names, background first.
+        classes: Class names, background first; or region → its labels.
         roi: Region [I, J, K]; everything when left out.
         surface: What a surface is, and the tolerance of the normalized surface Dice.
 
@@ -163,18 +154,36 @@ def score_case(
     """
     region = np.ones(truth.shape, dtype=bool) if roi is None else np.asarray(roi) != 0
     _check_grids(truth, prediction, region)
-    if FOREGROUND in classes and len(classes) > 2:
+    sets = label_sets(classes)
+    if FOREGROUND in sets and len(sets) > 1:
         raise ConfigError(f"A class cannot be called '{FOREGROUND}' beside others: it stands for all. Rename it.")
-    regions = {FOREGROUND: (truth > 0, prediction > 0)}
-    for index, name in enumerate(classes[1:], start=1):
-        regions[name] = (truth == index, prediction == index)
+    annotated = truth >= 0
+    complete = bool(annotated.all())
+    if not complete:
+        prediction, region = np.where(annotated, prediction, 0), region & annotated
+    everything = sorted({label for labels in sets.values() for label in labels})
+    regions = {
+        name: (np.isin(truth, labels), np.isin(prediction, labels))
+        for name, labels in ({FOREGROUND: everything} | sets).items()
+    }
     row: Row = {}
     for name, (true, predicted) in regions.items():
-        scores = _score_region(true, predicted, region, spacing, surface)
+        scores = _score_region(true, predicted, region, spacing, surface if complete else None)
         row |= {f"{metric}/{name}": value for metric, value in scores.items()}
-    found = [row[f"dice/{name}"] for name in classes[1:]]
+    found = [row[f"dice/{name}"] for name in sets]
     values = [value for value in found if isinstance(value, float)]
     return {"dice/mean": sum(values) / len(values) if values else None, **row}
+
+
+def label_sets(classes: Classes) -> dict[str, Sequence[int]]:
+    """Return the labels of all that is scored, by name.
+
+    >>> label_sets(["background", "a"]), label_sets({"whole": [1, 2]})
+    ({'a': [1]}, {'whole': [1, 2]})
+    """
+    if isinstance(classes, Mapping):
+        return dict(classes)
+    return {name: [index] for index, name in enumerate(classes) if index}
 
 
 def _check_grids(truth: NDArray[np.integer], prediction: NDArray[np.integer], region: Bools) -> None:
@@ -185,9 +194,9 @@ def _check_grids(truth: NDArray[np.integer], prediction: NDArray[np.integer], re
 
 
 def _score_region(
-    truth: Bools, prediction: Bools, roi: Bools, spacing: Sequence[float], surface: SurfaceDefinition
+    truth: Bools, prediction: Bools, roi: Bools, spacing: Sequence[float], surface: SurfaceDefinition | None
 ) -> dict[str, Score]:
-    """Return the metrics of one region, the status first."""
+    """Return the metrics of one region, the status first; without a definition nothing is measured between surfaces."""
     within = prediction & roi
     overlap = Overlap(
         both=int(np.count_nonzero(truth & within)),
@@ -215,10 +224,10 @@ def _score_region(
 
 
 def _surface_scores(
-    truth: Bools, prediction: Bools, spacing: Sequence[float], *, surface: SurfaceDefinition, status: Status
+    truth: Bools, prediction: Bools, spacing: Sequence[float], *, surface: SurfaceDefinition | None, status: Status
 ) -> dict[str, Score]:
     """Return what is measured between surfaces; a penalty stands where one of them does not exist."""
-    if status == "absent":
+    if status == "absent" or surface is None:
         return dict.fromkeys(("hd95_mm", "hd95_mm_penalized", "assd_mm", "assd_mm_penalized", "surface_dice"))
     if status != "present":
         diagonal = float(np.linalg.norm(np.asarray(truth.shape) * np.asarray(spacing, dtype=np.float64)))
@@ -242,8 +251,13 @@ def confusion_counts(
     num_classes: int,
     roi: NDArray[np.generic] | None = None,
 ) -> NDArray[np.int64]:
-    """Return how many voxels of each true class (rows) got each predicted class (columns), within the roi."""
-    chosen = slice(None) if roi is None else np.asarray(roi).reshape(-1) != 0
+    """Return how many voxels of each true class (rows) got each predicted class (columns), within the roi.
+
+    Voxels that nobody annotated (-1) are left out.
+    """
+    chosen = truth.reshape(-1) >= 0
+    if roi is not None:
+        chosen &= np.asarray(roi).reshape(-1) != 0
     pairs = truth.reshape(-1)[chosen].astype(np.int64) * num_classes + prediction.reshape(-1)[chosen]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.evaluation.figures import CLASS_COLORS, new_figure
+from dmx.evaluation.metrics import Classes, label_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+_UNKNOWN = "#7F9FBF"
+
 
 def overlay_figure(
     channels: Mapping[str, Array],
     prediction: Array,
     *,
     truth: Array | None = None,
-    classes: Sequence[str],
+    classes: Classes,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     title: str = "",
 ) -> "Figure":
@@ -29,11 +32,13 @@ def overlay_figure(
     Args:
         channels: Channel name → array [I, J, K].
         prediction: Label map [I, J, K].
-        truth: Label map [I, J, K]; left out where there is none.
-        classes: Class names, background first.
+        truth: Label map [I, J, K], -1 where nobody annotated; left out where there is none.
+        classes: Class names, background first; or region → its labels. Regions are drawn over each other in their
+            order.
         spacing: Voxel size in mm, for the proportions.
         title: One line above, e.g. the case and its Dice.
     """
+    sets = label_sets(classes)
     chosen = telling_slices(prediction if truth is None else truth, prediction, count=3)
     box = _content_box(next(iter(channels.values())))
     label_maps = {"prediction": prediction} if truth is None else {"truth": truth, "prediction": prediction}
@@ -51,9 +56,9 @@ def overlay_figure(
         row[0].set_ylabel(f"slice {index}")
         for panel, (name, labels) in zip(row[len(channels) :], label_maps.items(), strict=True):
             _show_slice(panel, next(iter(channels.values())), cut, spacing)
-            _draw_classes(panel, labels[cut], len(classes))
+            _draw_classes(panel, labels[cut], [*sets.values()])
             _label(panel, name, first_row=index == chosen[0])
-    _legend(figure, classes)
+    _legend(figure, [*sets], unknown=truth is not None and bool((truth < 0).any()))
     if title:
         figure.suptitle(title)
     return figure
@@ -66,7 +71,7 @@ def telling_slices(truth: Array, prediction: Array, *, count: int) -> list[int]:
     >>> telling_slices(labels, labels, count=3)
     [4, 5, 6]
     """
-    differs = np.count_nonzero(truth != prediction, axis=(0, 1))
+    differs = np.count_nonzero((truth != prediction) & (truth >= 0), axis=(0, 1))
     weight = np.count_nonzero((truth > 0) | (prediction > 0), axis=(0, 1)) + 2.0 * differs
     if not weight.any():
         weight = np.ones(truth.shape[2])
@@ -99,17 +104,18 @@ def _show_slice(panel: "Axes", array: Array, cut: tuple[Any, ...], spacing: Sequ
         side.set_visible(False)
 
 
-def _draw_classes(panel: "Axes", labels: Array, num_classes: int) -> None:
-    """Tint each class and draw its outline along the voxels' edges."""
+def _draw_classes(panel: "Axes", labels: Array, sets: Sequence[Sequence[int]]) -> None:
+    """Tint each class or region and draw its outline along the voxels' edges; veil what nobody annotated."""
     from matplotlib.colors import to_rgba
 
     shown = labels.T
     tint = np.zeros((*shown.shape, 4))
-    for index in range(1, num_classes):
-        region = shown == index
+    tint[shown < 0] = to_rgba(_UNKNOWN, 0.35)
+    for index, members in enumerate(sets):
+        region = np.isin(shown, members)
         if not region.any():
             continue
-        color = CLASS_COLORS[(index - 1) % len(CLASS_COLORS)]
+        color = CLASS_COLORS[index % len(CLASS_COLORS)]
         tint[region] = to_rgba(color, 0.25)
         # Repeated voxels make the contour follow edges instead of cutting corners.
         fine = np.repeat(np.repeat(region, 4, axis=0), 4, axis=1)
@@ -124,10 +130,10 @@ def _label(panel: "Axes", name: str, *, first_row: bool) -> None:
         panel.set_title(name, fontsize=10)
 
 
-def _legend(figure: "Figure", classes: Sequence[str]) -> None:
+def _legend(figure: "Figure", names: Sequence[str], *, unknown: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(facecolor=CLASS_COLORS[index % len(CLASS_COLORS)], label=name) for index, name in enumerate(classes[1:])
-    ]
+    handles = [Patch(facecolor=CLASS_COLORS[index % len(CLASS_COLORS)], label=name) for index, name in enumerate(names)]
+    if unknown:
+        handles.append(Patch(facecolor=_UNKNOWN, label="not annotated"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)

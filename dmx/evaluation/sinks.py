@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dmx.cohort.regions import Regions
 from dmx.evaluation.layout import Tile
 from dmx.evaluation.memory import KEEP_ON_DEVICE, free_bytes
 from dmx.geometry import Triple
@@ -85,16 +86,27 @@ class ProbabilitySink:
         return held.to(self._dtype).cpu()
 
 
-class LabelSink:
-    """Hold the most probable class of each voxel only, one byte each; the later of two overlapping tiles wins."""
+def to_labels(probabilities_CIJK: Tensor, regions: Regions, dtype: torch.dtype) -> Tensor:
+    """Return the label map [I, J, K] of probabilities: the most probable class, or the regions above a half."""
+    if not regions:
+        return probabilities_CIJK.argmax(dim=0).to(dtype)
+    empty = torch.zeros(probabilities_CIJK.shape[1:], dtype=dtype, device=probabilities_CIJK.device)
+    labels: Tensor = regions.paint(probabilities_CIJK > 0.5, empty)
+    return labels
 
-    def __init__(self, shape: Triple, device: torch.device) -> None:
+
+class LabelSink:
+    """Hold the label of each voxel only; the later of two overlapping tiles wins."""
+
+    def __init__(self, shape: Triple, device: torch.device, regions: Regions) -> None:
+        self._regions = regions
         self._held = torch.zeros(shape, dtype=torch.uint8, device=device)
 
     def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
         """Take the output block of one tile."""
         target, part = _clipped(tile, tuple(self._held.shape))  # type: ignore[arg-type]
-        self._held[target] = probabilities_CIJK[(slice(None), *part)].argmax(dim=0).to(self._held)
+        block = probabilities_CIJK[(slice(None), *part)]
+        self._held[target] = to_labels(block, self._regions, self._held.dtype).to(self._held.device)
 
     def finish(self, roi: Tensor | None) -> Tensor:
         """Return the labels, background outside of the roi where one is given."""

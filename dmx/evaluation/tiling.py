@@ -4,18 +4,19 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from dmx.cohort.regions import Regions
 from dmx.config.sections import PredictionSection
 from dmx.errors import ModelError
 from dmx.evaluation.features import Collector
 from dmx.evaluation.layout import Plans, Tile, fitted_tiles, grid_tiles, occupied, split_evenly
 from dmx.evaluation.memory import KEEP_ON_DEVICE, forward_bytes, free_bytes
-from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink
+from dmx.evaluation.sinks import LabelSink, ProbabilitySink, Sink, to_labels
 from dmx.geometry import SegmentPlan, Triple, triple
 from dmx.model.meta import mode
 from dmx.model.network import Network
@@ -41,6 +42,7 @@ class Predictor:
         device: Device of the network.
         keep_outside: Leave what tiles gave outside of the roi instead of zeros (DeepMedic's DICE1 counts it).
         dtype: Type of probability maps; float16 halves their memory.
+        regions: Regions that may overlap, each with a sigmoid output; without any, a softmax over the classes.
         warn: Gets a sentence where smaller tiles had to do.
     """
 
@@ -49,6 +51,7 @@ class Predictor:
     device: torch.device
     keep_outside: bool = False
     dtype: torch.dtype = torch.float32
+    regions: Regions = field(default_factory=Regions)
     warn: Callable[[str], object] = _LOG.warning
 
     def probabilities(
@@ -59,7 +62,7 @@ class Predictor:
         progress: Progress | None = None,
         features: Collector | None = None,
     ) -> Tensor:
-        """Return the probabilities [classes, I, J, K] of a volume.
+        """Return the probabilities [classes, I, J, K] of a volume, of regions [regions, I, J, K].
 
         In compatibility mode the volume comes padded by the network's margins, and the padding stays zero.
 
@@ -81,14 +84,18 @@ class Predictor:
         return _Job(self, channels_CIJK, roi, sink, features).run(progress)
 
     def labels(self, channels_CIJK: Tensor, *, roi: Tensor | None = None, progress: Progress | None = None) -> Tensor:
-        """Return the most probable class of each voxel, uint8 [I, J, K]; background outside of the roi.
+        """Return the label of each voxel, uint8 [I, J, K]; background outside of the roi.
+
+        It is the most probable class; with regions, what :meth:`~dmx.cohort.regions.Regions.paint` makes of those above
+        a half.
 
         Without overlap no probability map of the volume is ever held: one byte per voxel is all it takes.
         """
         if self.section.overlap > 0:
-            return self.probabilities(channels_CIJK, roi=roi, progress=progress).argmax(dim=0).to(torch.uint8)
+            found = self.probabilities(channels_CIJK, roi=roi, progress=progress)
+            return to_labels(found, self.regions, torch.uint8)
         shape = triple(channels_CIJK.shape[1:])
-        return _Job(self, channels_CIJK, roi, lambda device: LabelSink(shape, device), None).run(progress)
+        return _Job(self, channels_CIJK, roi, lambda device: LabelSink(shape, device, self.regions), None).run(progress)
 
 
 def predict_volume(
@@ -177,7 +184,7 @@ class _Job:
     def _class_probabilities(self, patches: Sequence[Tensor]) -> Tensor:
         with _autocast(self._predictor.device, self._predictor.section.precision):
             logits: Tensor = self._predictor.network(patches)
-        return logits.float().softmax(dim=1)
+        return logits.float().sigmoid() if self._predictor.regions else logits.float().softmax(dim=1)
 
     def _layout(self, plan: SegmentPlan) -> list[Tile]:
         """Return the tiles; one at least, which tells the number of classes when the roi is empty."""

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from dmx.config.data import PreprocessSection
+from dmx.config.dataset_labels import DatasetLabels
 from dmx.config.model import ModelSection
 from dmx.errors import ModelError
 from dmx.geometry import Triple, triple
 from dmx.model.nnunet import NETWORKS
-from dmx.model.nnunet_scans import channel_names, class_names, read_preprocessing
+from dmx.model.nnunet_scans import channel_names, label_names, read_preprocessing
 
 _PACKAGE = "dynamic_network_architectures.architectures."
 _ALONG_AXES = ("kernel_sizes", "strides")
@@ -34,7 +35,7 @@ class NnUNetModel:
         section: The network, in axes (i, j, k).
         axes: nnU-Net's axis that becomes each of ours.
         channels: Names of the channels in order.
-        classes: Names of the classes by label.
+        labels: Classes by label, or regions, and the label of voxels that nobody annotated.
         patch: Voxels of a training patch.
         preprocess: What happens to scans; voxel size in axes (i, j, k).
         notes: What is to be said about it.
@@ -45,10 +46,15 @@ class NnUNetModel:
     section: ModelSection
     axes: Triple
     channels: tuple[str, ...]
-    classes: tuple[str, ...]
+    labels: DatasetLabels
     patch: Triple
     preprocess: PreprocessSection
     notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the network's outputs stand for."""
+        return (*(self.labels.regions or self.labels.classes),)
 
     def mirrored(self, axes: Sequence[int]) -> tuple[Literal[0, 1, 2], ...]:
         """Return our axes for those along which nnU-Net mirrors."""
@@ -70,7 +76,7 @@ def read_plans(
         dataset: Content of ``dataset.json``.
         configuration: Which configuration of the plans.
         channels: Names of the channels in nnU-Net's order; empty: those of the dataset.
-        classes: Names of the classes by label; empty: those of the dataset.
+        classes: Names of the classes by label, or of the regions; empty: those of the dataset.
 
     Raises:
         ModelError: Something is missing, or is of a kind that dmx does not have; the sentence says which.
@@ -87,7 +93,7 @@ def read_plans(
         )
     spacing = _turned(_numbers(settings, "spacing", configuration), axes)
     named, notes = channel_names(dataset, channels)
-    names, class_notes = class_names(dataset, classes)
+    labels = label_names(dataset, classes)
     preprocess, scan_notes = read_preprocessing(plans, settings, channels=named, spacing=spacing)
     return NnUNetModel(
         name=str(plans.get("dataset_name") or dataset.get("name") or "nnunet"),
@@ -95,10 +101,10 @@ def read_plans(
         section=_section(settings, axes),
         axes=axes,
         channels=named,
-        classes=names,
+        labels=labels,
         patch=triple([int(size) for size in _turned(patch, axes)]),
         preprocess=preprocess,
-        notes=(*notes, *class_notes, *scan_notes),
+        notes=(*notes, *scan_notes),
     )
 
 

@@ -1,9 +1,11 @@
 """Channels, classes and preprocessing of nnU-Net v2, in our terms."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from dmx.config.data import NormalizeSection, PreprocessSection
+from dmx.config.dataset_labels import DatasetLabels, read_dataset_labels
 from dmx.errors import ModelError
 
 _ORIENTATIONS: Mapping[str, Literal["RAS", "native"]] = {
@@ -46,40 +48,31 @@ def channel_names(dataset: Mapping[str, Any], chosen: Sequence[str]) -> tuple[tu
     ]
 
 
-def class_names(dataset: Mapping[str, Any], chosen: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the classes by label, background first, and what is to be said about them.
+def label_names(dataset: Mapping[str, Any], chosen: Sequence[str]) -> DatasetLabels:
+    """Return the classes by label, background first, or the regions, each with a sigmoid output of its own.
+
+    Args:
+        dataset: Content of ``dataset.json``.
+        chosen: Names that the user gives the classes or regions; empty: those of the dataset.
 
     Raises:
-        ModelError: The labels are regions or do not count from 0, or another number is chosen.
+        ModelError: The labels do not count from 0, or another number is chosen.
     """
     known = dataset.get("labels")
     if not isinstance(known, Mapping):
         raise ModelError("dataset.json must list labels by name, as {'background': 0, 'lesion': 1}.")
-    labels = {str(name): _label(str(name), value) for name, value in known.items()}
-    ignored = labels.pop("ignore", None)
-    names = tuple(sorted(labels, key=lambda name: labels[name]))
-    if [labels[name] for name in names] != list(range(len(names))):
-        raise ModelError(f"Labels of dataset.json must count from 0 without gaps, got {labels}.")
-    notes = []
-    if ignored is not None:
-        notes.append(
-            f"Voxels of label {ignored} ('ignore') were left out of nnU-Net's loss. dmx has no such label: for a "
-            "fine-tuning, cohort.labels must say which class they become."
-        )
-    return (_chosen(chosen, names, "classes") if chosen else names), notes
-
-
-def _label(name: str, value: object) -> int:
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, list | tuple):
-        raise ModelError(
-            f"The network was trained on regions ('{name}' is the labels {list(value)}), each with a sigmoid of its "
-            "own; dmx predicts one class per voxel. Such a network cannot be imported."
-        )
-    if not isinstance(value, int):
-        raise ModelError(f"Label '{name}' of dataset.json must be a whole number, got {value!r}.")
-    return value
+    try:
+        labels = read_dataset_labels(known, dataset.get("regions_class_order"))
+    except ValueError as error:
+        raise ModelError(f"Labels of dataset.json cannot be used: {error}.") from None
+    if labels.regions:
+        names = _chosen(chosen, [*labels.regions], "regions") if chosen else (*labels.regions,)
+        return replace(labels, regions=dict(zip(names, labels.regions.values(), strict=True)))
+    names = tuple(sorted(labels.classes, key=lambda name: labels.classes[name]))
+    if [labels.classes[name] for name in names] != list(range(len(names))):
+        raise ModelError(f"Labels of dataset.json must count from 0 without gaps, got {dict(labels.classes)}.")
+    names = _chosen(chosen, names, "classes") if chosen else names
+    return replace(labels, classes={name: index for index, name in enumerate(names)})
 
 
 def _chosen(chosen: Sequence[str], known: Sequence[str], what: str) -> tuple[str, ...]:

@@ -207,9 +207,9 @@ def resolve(section: ModelSection, *, num_channels: int, num_classes: int) -> Ne
     Raises:
         ModelError: A list does not fit the layers; the sentence names field, allowed and got.
     """
-    if num_channels < 1 or num_classes < 2:
+    if num_channels < 1 or num_classes < 1:
         raise ModelError(
-            f"A network needs at least 1 channel and 2 classes, got {num_channels} channels and {num_classes} classes."
+            f"A network needs at least 1 channel and 1 output, got {num_channels} channels and {num_classes} outputs."
         )
     normal = _parallel("normal", section.normal, factor=(1, 1, 1), num_channels=num_channels)
     subsampled = []

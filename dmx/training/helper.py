@@ -40,7 +40,7 @@ class StepShare:
         self._batches = batches
         self._settings = settings
         self._process = process
-        self._loss = Loss(settings.losses, len(settings.classes), compatibility=settings.compatibility)
+        self._loss = Loss.of(settings)
         self._exchange = Exchange(state.model, memory, processes=settings.training.processes)
         state.model.train()
 

@@ -79,7 +79,7 @@ def fit(  # noqa: PLR0913  # a training is made of these
         for listener in listeners:
             listener(event)
 
-    loss = Loss(settings.losses, len(settings.classes), compatibility=settings.compatibility)
+    loss = Loss.of(settings)
     reason: Reason = "early_stopping" if ended_early(state, epochs=settings.training.epochs) else "finished"
     with prepared(settings.training, state.device):
         begin(state, settings, emit)

@@ -4,6 +4,9 @@ Scores of whole images or volumes, [N, C], count as volumes of one voxel.
 
 p is the softmax of the logits, y the one-hot truth, v a voxel with a label, N the number of these in the batch, C the
 number of classes. Voxels whose target is -1 are left out of every sum. Everything is computed in float32.
+
+Where the network has an output for each of several regions, which may overlap, p is the sigmoid of its logit, y is 1
+inside of the region, and C is the number of regions; the cross-entropy is then the binary one of each region.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dmx.cohort.regions import Regions
 from dmx.config.optimization import LossSection, RegularizationSection
 from dmx.errors import ConfigError
-from dmx.training.monai_losses import monai_loss, without_ignored
-from dmx.training.settings import Compatibility
+from dmx.training.monai_losses import MonaiTerm, region_truth
+from dmx.training.settings import Compatibility, FitSettings
 
 EPSILON = 1e-5
 """Added to numerator and denominator of the overlap losses, as in DeepMedic."""
@@ -86,6 +90,32 @@ def cross_entropy(
     return -per_class.sum() / valid.sum().clamp(min=1)
 
 
+def binary_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    regions: Sequence[Sequence[int]],
+    *,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return ``-(1/(N C)) Σ_r Σ_v w_r · (y log p + (1 - y) log(1 - p))`` over regions r and voxels v with a label.
+
+    Args:
+        logits: One per region, ``[N, C, I, J, K]``.
+        target: ``[N, I, J, K]`` int64, -1 where there is no label.
+        regions: Labels of each region.
+        weights: One weight per region.
+        label_smoothing: Share of the truth that is spread evenly over inside and outside.
+    """
+    valid = target >= 0
+    truth = region_truth(target, regions).to(logits.dtype) * (1.0 - label_smoothing) + label_smoothing / 2.0
+    each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    per_region = torch.where(valid.unsqueeze(1), each, 0.0).sum(_SPACE)
+    if weights is not None:
+        per_region = per_region * weights
+    return per_region.sum() / (valid.sum().clamp(min=1) * len(regions))
+
+
 def _one_hot(target: Tensor, num_classes: int) -> Tensor:
     """Return bool ``[N, C, I, J, K]``, False for all classes where there is no label."""
     classes = torch.arange(num_classes, device=target.device).view(1, -1, 1, 1, 1)
@@ -98,33 +128,35 @@ def frequency_weights(target: Tensor, num_classes: int) -> Tensor:
     return counts.sum() / num_classes / (counts + 1e-6)
 
 
-def _overlap(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return per class Σ p·y, Σ p and Σ y over batch and space."""
-    truth = _one_hot(target, probabilities.shape[1])
+def _overlap(probabilities: Tensor, target: Tensor, regions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return per class or region Σ p·y, Σ p and Σ y over batch and space."""
+    truth = region_truth(target, regions) if regions else _one_hot(target, probabilities.shape[1])
     both = torch.where(truth, probabilities, 0.0).sum(_SPACE)
     predicted = torch.where((target >= 0).unsqueeze(1), probabilities, 0.0).sum(_SPACE)
     return both, predicted, truth.sum(_SPACE).to(probabilities.dtype)
 
 
-def soft_iou(probabilities: Tensor, target: Tensor) -> Tensor:
+def soft_iou(probabilities: Tensor, target: Tensor, *, regions: Sequence[Sequence[int]] = ()) -> Tensor:
     """Return ``1 - mean_c (Σ p·y + ε) / (Σ p·(1-y) + Σ y + ε)``, sums over batch and space.
 
     Args:
         probabilities: ``[N, C, I, J, K]``.
         target: ``[N, I, J, K]`` int64, -1 where there is no label.
+        regions: Labels of each region; without any, the classes exclude each other.
     """
-    both, predicted, truth = _overlap(probabilities, target)
+    both, predicted, truth = _overlap(probabilities, target, regions)
     return 1.0 - ((both + EPSILON) / (predicted - both + truth + EPSILON)).mean()
 
 
-def soft_dice(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Return ``1 - mean_c (2 Σ p·y + ε) / (Σ p + Σ y + ε)``, sums over batch and space, all classes.
+def soft_dice(probabilities: Tensor, target: Tensor, *, regions: Sequence[Sequence[int]] = ()) -> Tensor:
+    """Return ``1 - mean_c (2 Σ p·y + ε) / (Σ p + Σ y + ε)``, sums over batch and space, all classes or regions.
 
     Args:
         probabilities: ``[N, C, I, J, K]``.
         target: ``[N, I, J, K]`` int64, -1 where there is no label.
+        regions: Labels of each region; without any, the classes exclude each other.
     """
-    both, predicted, truth = _overlap(probabilities, target)
+    both, predicted, truth = _overlap(probabilities, target, regions)
     return 1.0 - ((2.0 * both + EPSILON) / (predicted + truth + EPSILON)).mean()
 
 
@@ -134,13 +166,21 @@ class Loss:
     Args:
         section: Settings.
         num_classes: Classes of the network.
+        regions: Regions of labels, one output of the network for each; without any, the classes exclude each other.
         compatibility: Whose definition of the cross-entropy holds.
 
     Raises:
         ConfigError: The settings do not fit each other or the classes, or MONAI lacks a named loss.
     """
 
-    def __init__(self, section: LossSection, num_classes: int, *, compatibility: Compatibility = "none") -> None:
+    def __init__(
+        self,
+        section: LossSection,
+        num_classes: int,
+        *,
+        regions: Regions | None = None,
+        compatibility: Compatibility = "none",
+    ) -> None:
         if not section.cross_entropy and (section.label_smoothing or section.class_weights != "none"):
             raise ConfigError(
                 "losses.class_weights and losses.label_smoothing belong to the cross-entropy, but losses.cross_entropy "
@@ -150,15 +190,26 @@ class Loss:
             raise ConfigError(
                 "losses.mse stands alone: it is the loss of a regression, the others are those of classes."
             )
-        if isinstance(section.class_weights, tuple) and len(section.class_weights) != num_classes:
-            raise ConfigError(
-                f"losses.class_weights must hold one number per class ({num_classes}), got "
-                f"{list(section.class_weights)}."
-            )
+        self.regions = regions or Regions()
+        self._members = (*self.regions.members.values(),)
+        outputs = len(self._members) or num_classes
+        _check_weights(section, outputs, of_regions=bool(regions))
         self.section = section
         self.num_classes = num_classes
         self.compatibility: Compatibility = compatibility
-        self._monai = [(loss, monai_loss(loss, num_classes)) for loss in section.monai]
+        self._monai = [(loss, MonaiTerm(loss, outputs, regions=self._members)) for loss in section.monai]
+
+    @classmethod
+    def of(cls, settings: FitSettings) -> "Loss":
+        """Return the loss of a training."""
+        return cls(
+            settings.losses, len(settings.classes), regions=settings.regions, compatibility=settings.compatibility
+        )
+
+    @property
+    def of_shapes(self) -> tuple[str, ...]:
+        """Names of losses that measure shapes, so that no voxel can be left out."""
+        return tuple(loss.name for loss, term in self._monai if not term.voxelwise)
 
     def __call__(self, logits: Tensor, target: Tensor, *, epoch: float = 0.0) -> LossValue:
         """Return the loss of a batch.
@@ -177,24 +228,26 @@ class Loss:
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if section.cross_entropy:
-                value = cross_entropy(
-                    logits,
-                    target,
-                    weights=self.class_weights(target, epoch),
-                    label_smoothing=section.label_smoothing,
-                    compatibility=self.compatibility,
-                )
-                parts.append(("cross_entropy", section.cross_entropy, value))
+                parts.append(("cross_entropy", section.cross_entropy, self._cross_entropy(logits, target, epoch)))
             if section.soft_iou or section.soft_dice:
-                probabilities = torch.softmax(logits, dim=1)
+                regions = self._members
+                probabilities = torch.sigmoid(logits) if regions else torch.softmax(logits, dim=1)
                 if section.soft_iou:
-                    parts.append(("soft_iou", section.soft_iou, soft_iou(probabilities, target)))
+                    parts.append(("soft_iou", section.soft_iou, soft_iou(probabilities, target, regions=regions)))
                 if section.soft_dice:
-                    parts.append(("soft_dice", section.soft_dice, soft_dice(probabilities, target)))
-            for loss, function in self._monai:
-                parts.append((loss.name, loss.weight, function(*without_ignored(logits, target))))
+                    parts.append(("soft_dice", section.soft_dice, soft_dice(probabilities, target, regions=regions)))
+            for loss, term in self._monai:
+                parts.append((loss.name, loss.weight, term(logits, target)))
             total = torch.stack([weight * value for _, weight, value in parts]).sum()
         return LossValue(total, {name: value.detach() for name, _, value in parts})
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, epoch: float) -> Tensor:
+        weights, smoothing = self.class_weights(target, epoch), self.section.label_smoothing
+        if self._members:
+            return binary_cross_entropy(logits, target, self._members, weights=weights, label_smoothing=smoothing)
+        return cross_entropy(
+            logits, target, weights=weights, label_smoothing=smoothing, compatibility=self.compatibility
+        )
 
     def _squared(self, predicted: Tensor, target: Tensor) -> LossValue:
         """Return the mean over the batch and the targets of ``(predicted - target)²``."""
@@ -220,6 +273,18 @@ class Loss:
         first, last = self.section.class_weights_epochs
         share = float(epoch >= last) if last <= first else (min(max(epoch, first), last) - first) / (last - first)
         return weights + share * (1.0 - weights)
+
+
+def _check_weights(section: LossSection, outputs: int, *, of_regions: bool) -> None:
+    """Require weights that fit the outputs."""
+    weights, what = section.class_weights, "region" if of_regions else "class"
+    if isinstance(weights, tuple) and len(weights) != outputs:
+        raise ConfigError(f"losses.class_weights must hold one number per {what} ({outputs}), got {list(weights)}.")
+    if of_regions and isinstance(weights, str) and weights != "none":
+        raise ConfigError(
+            f"losses.class_weights '{weights}' counts classes that exclude each other, and regions overlap. Give one "
+            "number per region, or none."
+        )
 
 
 @torch.no_grad()

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dmx.cohort.regions import Regions
 from dmx.errors import ConfigError
 from dmx.sampling.batch import Batch
 from dmx.training.losses import Loss
+from dmx.training.monai_losses import region_truth
 
 FOREGROUND = "foreground"
-"""All classes but the background together."""
+"""All classes but the background, or all regions, together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +40,26 @@ class SampleCounts:
     Args:
         classes: Names of the classes, background first; without any, as in a regression, nothing is counted.
         device: Where the counts are kept, so that adding to them waits for nothing.
+        regions: Regions of the classes, which are counted instead where there are any.
 
     Attributes:
-        counts: int64 ``[C, 3]``: true positives, predicted and actual voxels; row 0 is the whole foreground.
-        totals: int64 ``[2]``: voxels with a label, and those among them that were predicted right.
+        names: What is counted: the whole foreground, then each class but the background, or each region.
+        counts: int64 ``[names, 3]``: true positives, predicted and actual voxels; row 0 is the whole foreground.
+        totals: int64 ``[2]``: voxels with a label, and those among them that were predicted right, in all regions.
 
     Raises:
         ConfigError: One of several foreground classes is called ``foreground``.
     """
 
-    def __init__(self, classes: Sequence[str], device: torch.device | str = "cpu") -> None:
-        if FOREGROUND in classes and len(classes) > 2:
+    def __init__(
+        self, classes: Sequence[str], device: torch.device | str = "cpu", *, regions: Regions | None = None
+    ) -> None:
+        counted = (*regions.members,) if regions else tuple(classes[1:])
+        if FOREGROUND in counted and len(counted) > 1:
             raise ConfigError(f"A class cannot be called '{FOREGROUND}' beside others: it stands for all. Rename it.")
-        self.classes = tuple(classes)
-        self.counts = torch.zeros((len(classes), 3), dtype=torch.int64, device=device)
+        self.names = (FOREGROUND, *counted) if classes else ()
+        self._members = (*regions.members.values(),) if regions else ()
+        self.counts = torch.zeros((len(self.names), 3), dtype=torch.int64, device=device)
         self.totals = torch.zeros(2, dtype=torch.int64, device=device)
 
     @torch.no_grad()
@@ -62,16 +70,28 @@ class SampleCounts:
             logits: ``[N, C, I, J, K]``, or ``[N, C]`` of whole images and volumes.
             target: ``[N, I, J, K]`` or ``[N]`` int64, -1 where there is no label.
         """
-        if not self.classes:
+        if not self.names:
+            return
+        if self._members:
+            self._add_regions(logits > 0, region_truth(target, self._members), target >= 0)
             return
         predicted = logits.argmax(dim=1)
         valid = target >= 0
         right = predicted == target
         predicted = torch.where(valid, predicted, -1)
         rows = [torch.stack([((predicted > 0) & (target > 0)).sum(), (predicted > 0).sum(), (target > 0).sum()])]
-        for index in range(1, len(self.classes)):
+        for index in range(1, len(self.names)):
             actual = target == index
             rows.append(torch.stack([(actual & right).sum(), (predicted == index).sum(), actual.sum()]))
+        self.counts += torch.stack(rows)
+        self.totals += torch.stack([valid.sum(), right.sum()])
+
+    def _add_regions(self, inside: Tensor, truth: Tensor, valid: Tensor) -> None:
+        """Count voxels inside of regions: where the sigmoid is above a half."""
+        right = (inside == truth).all(dim=1) & valid
+        inside = inside & valid.unsqueeze(1)
+        pairs = [(inside.any(dim=1), truth.any(dim=1)), *zip(inside.unbind(1), truth.unbind(1), strict=True)]
+        rows = [torch.stack([(found & actual).sum(), found.sum(), actual.sum()]) for found, actual in pairs]
         self.counts += torch.stack(rows)
         self.totals += torch.stack([valid.sum(), right.sum()])
 
@@ -88,7 +108,7 @@ class SampleCounts:
         metrics = {f"{prefix}/accuracy": right / total}
         dice = []
         for index, row in enumerate(self.counts.tolist()):
-            name = self.classes[index] if index else FOREGROUND
+            name = self.names[index]
             values = _measures(*row, total=total)
             metrics.update({f"{prefix}/{measure}/{name}": value for measure, value in values.items()})
             if index and "dice" in values:
@@ -153,7 +173,7 @@ def validate_samples(
     try:
         for batch in batches:
             device = batch.target.device
-            counts = counts or SampleCounts(classes, device)
+            counts = counts or SampleCounts(classes, device, regions=loss.regions)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 logits = model(batch.inputs)
             total += float(loss(logits, batch.target, epoch=epoch).total) * len(batch.cases)

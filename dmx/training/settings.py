@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dmx.cohort.regions import Regions
 from dmx.config.optimization import LossSection, OptimizerSection, RegularizationSection, ScheduleSection
 from dmx.config.sections import CheckpointSection, Experiment, TrainingSection
 from dmx.config.tasks import Task
@@ -18,6 +19,7 @@ class FitSettings:
 
     Attributes:
         classes: Names of the classes, in segmentation background first; empty for a regression.
+        regions: Regions of these classes, one output of the network for each; without any, the classes are its outputs.
         task: What the network learns.
         unit: What its batches hold, for whoever shows how fast it goes.
         seed: Seed of the random draws of a step (dropout).
@@ -26,6 +28,7 @@ class FitSettings:
     """
 
     classes: tuple[str, ...]
+    regions: Regions = field(default_factory=Regions)
     training: TrainingSection = field(default_factory=TrainingSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
@@ -39,10 +42,18 @@ class FitSettings:
     compatibility: Compatibility = "none"
 
     @classmethod
-    def of(cls, experiment: Experiment, classes: tuple[str, ...], *, freeze: FreezePlan | None = None) -> "FitSettings":
+    def of(
+        cls,
+        experiment: Experiment,
+        classes: tuple[str, ...],
+        *,
+        regions: Regions | None = None,
+        freeze: FreezePlan | None = None,
+    ) -> "FitSettings":
         """Return the sections of an experiment, whose section of freezing needs the network to become a plan."""
         return cls(
             classes=classes,
+            regions=regions or Regions(),
             training=experiment.training,
             optimizer=experiment.optimizer,
             schedule=experiment.schedule,

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dmx.cohort.regions import Regions
 from dmx.config.tasks import Task
 from dmx.errors import CheckpointError
 from dmx.model.meta import mode
@@ -60,6 +61,7 @@ class EpochRecord:
         classes: Names of the classes.
         device: Device that trains.
         task: What the network learns.
+        regions: Regions of the classes, one output of the network for each.
 
     Attributes:
         task: What the network learns.
@@ -67,10 +69,17 @@ class EpochRecord:
         counts: Voxel counts of the training segments.
     """
 
-    def __init__(self, classes: Sequence[str], device: torch.device, *, task: Task = "segmentation") -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        device: torch.device,
+        *,
+        task: Task = "segmentation",
+        regions: Regions | None = None,
+    ) -> None:
         self.task = task
         self.sums: dict[str, float] = {}
-        self.counts = SampleCounts(classes, device)
+        self.counts = SampleCounts(classes, device, regions=regions)
 
     def add_step(
         self, loss: float, terms: Mapping[str, float], *, segments: int, seconds: float, sampling_seconds: float
@@ -269,6 +278,6 @@ def new_state(
         scaler=torch.amp.GradScaler(device.type) if training.precision == "fp16" else None,
         average=None if training.moving_average is None else MovingAverage(model, training.moving_average),
         device=device,
-        record=EpochRecord(settings.classes, device, task=settings.task),
+        record=EpochRecord(settings.classes, device, task=settings.task, regions=settings.regions),
         origin=Origin.of(model, received or {}, keep_sources=settings.regularization.l2_to_source > 0),
     )

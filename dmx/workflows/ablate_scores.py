@@ -110,7 +110,7 @@ class LabelMapScorer:
         return Scored(rows=rows, means=means)
 
     def _keys(self) -> list[str]:
-        names = [FOREGROUND, *self.trained.contract.classes[1:]]
+        names = [FOREGROUND, *self.trained.contract.scored]
         return ["dice/mean", *(f"{metric}/{name}" for metric in _METRICS for name in names)]
 
     def changes(self, before: Scored, after: Scored) -> Changes:
@@ -123,7 +123,7 @@ class LabelMapScorer:
 
     def log_figure(self, run: ActiveRun, scored: Scored, *, name: str) -> None:
         """Draw the Dice of each case."""
-        run.log_figure(f"figures/dice_{name}.png", dice_figure(scored.rows, self.trained.contract.classes))
+        run.log_figure(f"figures/dice_{name}.png", dice_figure(scored.rows, self.trained.contract.scored))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,11 @@ from dmx.model.network import Network
 from dmx.preprocess.contract import Contract
 from dmx.sampling.sampler import SegmentSampler
 from dmx.training.device import resolve_device, resolve_devices
+from dmx.training.losses import Loss
 from dmx.training.progress import require_metric
 from dmx.training.settings import FitSettings
 from dmx.training.state import new_state
+from dmx.transfer.freeze import FreezePlan
 from dmx.workflows.checked import Assembled, Checked
 from dmx.workflows.data import TrainingData, make_network, padded, require_no_errors, resolve_data
 from dmx.workflows.freezing import resolve_freezing
@@ -77,6 +79,11 @@ def _check_segments(
     device = resolve_device(experiment.training.device)
     data = resolve_data(experiment, trains=trains)
     require_metric(experiment.checkpoints, validated=bool(data.validation))
+    if merged := data.contract.regions.merged():
+        session.warn(
+            f"Label maps cannot tell all regions apart: label {'; label '.join(merged)}. Scores are those of label "
+            "maps; set another cohort.regions_class_order, or look at the probability maps."
+        )
     if handed is None:
         network, plan = make_network(experiment, data.contract)
     else:
@@ -101,11 +108,27 @@ def _check_segments(
         contract=padded(data.contract, plan),
         network=network,
         plan=plan,
-        settings=FitSettings.of(experiment, data.contract.classes, freeze=freeze),
+        settings=_settings(experiment, data.contract, freeze),
         device=device,
         findings=findings,
         optimizer=None if handed is None else handed.optimizer,
     )
+
+
+def _settings(experiment: Experiment, contract: Contract, freeze: FreezePlan) -> FitSettings:
+    """Return what the training core needs, its losses tried.
+
+    Raises:
+        ConfigError: A loss cannot judge the outputs, or cannot leave voxels out that nobody annotated.
+    """
+    settings = FitSettings.of(experiment, contract.classes, regions=contract.regions, freeze=freeze)
+    loss = Loss.of(settings)
+    if loss.of_shapes and contract.ignore is not None:
+        raise ConfigError(
+            f"losses.monai: {loss.of_shapes[0]} measures shapes and cannot leave out voxels that nobody annotated "
+            f"(cohort.ignore: {contract.ignore}). Use a loss of voxels, such as DiceLoss or FocalLoss."
+        )
+    return settings
 
 
 def _require_processes(experiment: Experiment, handed: Handed | None) -> None:
@@ -170,7 +193,7 @@ def assemble(checked: Checked, session: Session, *, received: Mapping[str, str] 
         batch_size=experiment.training.batch_size,
         accumulate=experiment.training.accumulate,
         steps_per_epoch=experiment.training.steps_per_epoch,
-        num_classes=len(checked.settings.classes),
+        num_classes=1 + len(checked.contract.scored),
         seed=experiment.seed,
         device=device,
         compatibility=experiment.compatibility,

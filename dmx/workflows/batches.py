@@ -291,9 +291,7 @@ class BatchScores:
     def __init__(self, ready: Prepared, score_train: bool) -> None:
         self._ready = ready
         self._score_train = score_train
-        self._loss = Loss(
-            ready.settings.losses, len(ready.settings.classes), compatibility=ready.settings.compatibility
-        )
+        self._loss = Loss.of(ready.settings)
 
     def __call__(self, state: TrainState, epoch: int) -> ValidationResult:
         """Return the scores after this many epochs."""

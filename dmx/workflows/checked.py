@@ -26,6 +26,13 @@ from dmx.training.state import TrainState
 from dmx.training.step import own_parts
 
 AnyContract = Contract | ImageContract
+
+
+def has_regions(contract: AnyContract) -> bool:
+    """Return whether the outputs are regions that may overlap, each with a sigmoid, instead of classes."""
+    return isinstance(contract, Contract) and bool(contract.regions)
+
+
 """What a network sees, and what its outputs are."""
 
 

@@ -65,7 +65,6 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
         compatibility=experiment.compatibility,
     )
     check_names(contract)
-    check_outputs(contract)
     if trains:
         _check_labels(training, validation)
     return TrainingData(cohort, training, validation, contract)
@@ -80,7 +79,7 @@ def with_manifest(section: CohortSection, cohort: Cohort) -> CohortSection:
     return section if known else replace(section, ignore=cohort.ignore)
 
 
-def check_outputs(contract: Contract) -> None:
+def _check_regions(contract: Contract) -> None:
     """Require regions of labels that there are, and a network that has a sigmoid for each.
 
     Raises:
@@ -148,6 +147,8 @@ def check_names(contract: Contract) -> None:
         )
     require_metric_names("channel", contract.channels)
     require_metric_names("class", contract.classes)
+    require_metric_names("region", (*contract.regions.members,))
+    _check_regions(contract)
 
 
 def require_metric_names(kind: str, names: Sequence[str]) -> None:
@@ -219,7 +220,7 @@ def make_network(experiment: Experiment, contract: Contract) -> tuple[Network, S
     network = build_network(
         experiment.model,
         num_channels=len(contract.channels),
-        num_classes=len(contract.classes),
+        num_classes=len(contract.outputs),
         compatibility=experiment.compatibility,
         seed=experiment.seed,
     )

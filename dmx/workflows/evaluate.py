@@ -32,7 +32,14 @@ from dmx.workflows.privacy import hiding
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
-from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
+from dmx.workflows.volumes import (
+    CasePredictor,
+    NativePrediction,
+    case_predictor,
+    check_scans,
+    require_channels,
+    with_ignored,
+)
 
 _OVERLAYS = 4
 
@@ -75,7 +82,7 @@ class Evaluated:
         cohort: Name of the cohort.
         split: Split that was scored; empty: all.
         digest: What tells the cases from others, whatever their cohort is called.
-        classes: Classes without the background.
+        classes: Classes without the background, or regions.
         rows: Scores of each case.
         table: Means with confidence intervals over subjects, and what they are the means of.
     """
@@ -105,6 +112,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
+    trained = with_ignored(trained, cohort)
     check_scans(cohort, trained.contract, session, with_labels=True)
     predictor = scoring_predictor(trained, request.settings, device, session=session)
     new = NewRun(
@@ -122,7 +130,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         },
         tags={**trained_tags(trained), **leak_tags},
     )
-    classes = trained.contract.classes[1:]
+    classes = (*trained.contract.scored,)
     with (
         start_run(store, new, root=session.root, notify=session.report.say) as run,
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
@@ -245,7 +253,7 @@ def score_prediction(
         truth,
         found.labels,
         spacing=found.grid.spacing,
-        classes=contract.classes,
+        classes=contract.scored,
         roi=roi,
         surface=surface,
     )
@@ -286,7 +294,7 @@ class _Scoring:
             scans,
             found.labels,
             truth=truth,
-            classes=contract.classes,
+            classes=contract.scored,
             spacing=found.grid.spacing,
             title=run.hide(case.name),
         )
@@ -294,9 +302,11 @@ class _Scoring:
 
     def log(self, run: ActiveRun, rows: Sequence[Row], table: ScoreTable) -> None:
         """Keep tables, means and figures."""
-        classes = self._trained.contract.classes
+        contract = self._trained.contract
         run.log_text("evaluation/cases.csv", cases_csv(rows))
         run.log_text(SUMMARY, table.to_json())
-        run.log_figure("figures/dice_per_case.png", dice_figure(rows, classes))
-        run.log_figure("figures/confusion.png", confusion_figure(self._confusion, classes))
+        run.log_figure("figures/dice_per_case.png", dice_figure(rows, contract.scored))
+        if not contract.regions:
+            # Regions overlap: none is taken for another.
+            run.log_figure("figures/confusion.png", confusion_figure(self._confusion, contract.classes))
         run.log_metrics(table.metrics(), len(rows))

@@ -17,7 +17,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.training.checkpoint import read_checkpoint
 from dmx.transfer.channels import by_name, by_name_or_place
 from dmx.workflows.assemble import check_training
-from dmx.workflows.checked import AnyContract, Checked
+from dmx.workflows.checked import AnyContract, Checked, has_regions
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.inherited import difference_file, difference_table, differences, inherited, resolved
 from dmx.workflows.session import Session
@@ -133,7 +133,8 @@ def paired(contract: AnyContract, trained: TrainedNetwork, notes: list[str]) -> 
         ConfigError: Their numbers differ.
     """
     theirs = trained.contract
-    kind_of_output = "targets" if _of_targets(contract) else "classes"
+    kind_of_output = "targets" if _of_targets(contract) else "regions" if has_regions(contract) else "classes"
+    _require_same_outputs(contract, trained)
     for kind, ours, known in (
         ("channels", contract.channels, theirs.channels),
         (kind_of_output, contract.outputs, theirs.outputs),
@@ -164,6 +165,18 @@ def _in_their_order(kind: str, theirs: Sequence[str], ours: tuple[str, ...], not
     return ordered
 
 
+def _require_same_outputs(contract: AnyContract, trained: TrainedNetwork) -> None:
+    """Raise ``ConfigError`` where classes would take the place of regions, or the reverse."""
+    if has_regions(contract) != has_regions(trained.contract):
+        theirs, ours = ("classes", "regions") if has_regions(contract) else ("regions", "classes")
+        raise ConfigError(
+            f"Run '{trained.run.experiment}/{trained.run.name}' has learned {theirs} "
+            f"({', '.join(trained.contract.outputs)}), the cohort has {ours} ({', '.join(contract.outputs)}). Set "
+            "cohort.regions as the source has it (or {} for classes), or use 'dmx transfer', which gives the network a "
+            "new head."
+        )
+
+
 def _of_targets(contract: AnyContract) -> bool:
     """Return whether the outputs of a contract are numbers of images."""
     return isinstance(contract, ImageContract) and bool(contract.targets)
@@ -173,6 +186,11 @@ def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
     """Return a contract whose classes or targets have the order of the source's."""
     index = {contract.outputs.index(name): outputs.index(name) for name in outputs}
     labels = {label: index[k] for label, k in contract.labels.items()}
+    if isinstance(contract, Contract) and contract.regions:
+        raise ConfigError(
+            f"The regions must be in the order of the source, {', '.join(outputs)}, got {', '.join(contract.outputs)}. "
+            "Set cohort.regions and cohort.regions_class_order in that order."
+        )
     if isinstance(contract, Contract):
         rest = {k: new for k, new in index.items() if k not in contract.labels}
         return replace(contract, classes=outputs, labels={**rest, **labels})
@@ -212,7 +230,7 @@ def _changed_preprocessing(ours: AnyContract, theirs: AnyContract) -> dict[str, 
 
 def _preprocessing(contract: AnyContract) -> dict[str, Any]:
     """Return how cases are prepared, with the voxel size that ``median`` came to."""
-    skipped = ("channels", "classes", "labels", "targets", "fill", "spacing")
+    skipped = ("channels", "classes", "labels", "regions", "ignore", "targets", "fill", "spacing")
     values = contract.as_dict()
     values = resolved(values, contract) if isinstance(contract, Contract) else values
     return {key: value for key, value in values.items() if key not in skipped}

@@ -44,7 +44,7 @@ class Handed:
         Raises:
             ModelError: A network of dmx has other numbers of channels or classes.
         """
-        channels, classes = len(contract.channels), len(contract.classes)
+        channels, classes = len(contract.channels), len(contract.outputs)
         if not isinstance(self.model, Network):
             name = type(self.model).__name__
             return ModuleNetwork(self.model, name, num_channels=channels, num_classes=classes, head=self.head)
@@ -52,7 +52,7 @@ class Handed:
         if has != (channels, classes):
             raise ModelError(
                 f"The network reads {has[0]} channels and scores {has[1]} classes, the cohort has {channels} "
-                f"({', '.join(contract.channels)}) and {classes} ({', '.join(contract.classes)})."
+                f"({', '.join(contract.channels)}) and {classes} ({', '.join(contract.outputs)})."
             )
         return self.model
 

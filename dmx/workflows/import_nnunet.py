@@ -36,7 +36,7 @@ class NnUNetImportRequest:
         dataset: ``dataset.json``.
         configuration: Name of the configuration, ``3d_fullres``.
         channels: Names of the channels in nnU-Net's order; empty: as in the dataset.
-        classes: Names of the classes by label; empty: as in the dataset.
+        classes: Names of the classes by label, or of the regions; empty: as in the dataset.
         overrides: Changes of ``preprocess``, ``prediction`` and others, ``section.key=value``.
         name: Name of the run.
         uri: Address of the run store; ``None``: as usual.
@@ -161,7 +161,7 @@ def _weights(checkpoint: NnUNetCheckpoint, model: NnUNetModel) -> tuple[dict[str
     """
     # Compared with the file before memory is taken for a network of the planned size.
     with torch.device("meta"):
-        network = build_network(model.section, num_channels=len(model.channels), num_classes=len(model.classes))
+        network = build_network(model.section, num_channels=len(model.channels), num_classes=len(model.outputs))
     every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     every |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -186,7 +186,14 @@ def _experiment(checkpoint: NnUNetCheckpoint, model: NnUNetModel) -> Experiment:
     """Return the settings that stand for nnU-Net's."""
     return Experiment(
         name=model.name,
-        cohort=CohortSection(manifest="", channels=model.channels, classes=model.classes),
+        cohort=CohortSection(
+            manifest="",
+            channels=model.channels,
+            classes=(*model.labels.classes,),
+            regions=model.labels.regions,
+            regions_class_order=model.labels.order,
+            ignore=model.labels.ignore,
+        ),
         preprocess=model.preprocess,
         sampling=SamplingSection(segment=model.patch),
         model=model.section,

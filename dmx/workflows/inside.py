@@ -175,6 +175,6 @@ def _label(case: Case, cohort: Cohort) -> str | None:
 def _of_case(
     case: Case, trained: Trained, predictor: Predictor, layers: Layers, pool: Pooling | None
 ) -> dict[str, Tensor]:
-    prepared = preprocess_case(case, trained.contract)
+    prepared = preprocess_case(case.unmapped(), trained.contract)
     roi = None if prepared.roi is None else torch.from_numpy(prepared.roi)
     return volume_layers(predictor, torch.from_numpy(prepared.channels), layers, roi=roi, pool=pool)

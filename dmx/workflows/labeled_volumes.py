@@ -47,7 +47,7 @@ def resolve_volumes(experiment: Experiment, *, trains: bool = True) -> TrainingD
 
 def unmapped(cohort: Cohort) -> Cohort:
     """Return a cohort without label maps and weight maps, which whole volumes do not need."""
-    return replace(cohort, cases=tuple(replace(case, label_map=None, weight_maps={}) for case in cohort.cases))
+    return replace(cohort, cases=tuple(case.unmapped() for case in cohort.cases))
 
 
 def class_names(cohort: Cohort) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """Describe the network of an experiment or of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmx.cohort.gather import gather_stimuli
-from dmx.config.sections import Experiment
+from dmx.config.sections import CohortSection, Experiment
 from dmx.geometry import Triple, triple
 from dmx.model.build import build_network
 from dmx.model.classifier import build_classifier
@@ -13,7 +14,7 @@ from dmx.model.show import ModelReport, describe
 from dmx.model.show_scores import ScoringReport, describe_scoring
 from dmx.preprocess.image_contract import ImageContract, resolve_image_contract
 from dmx.tracking.mlflow_store import open_store
-from dmx.workflows.data import known_channels, read_cohort
+from dmx.workflows.data import known_channels, read_cohort, with_manifest
 from dmx.workflows.freezing import resolve_freezing
 from dmx.workflows.labeled_volumes import class_names
 from dmx.workflows.stimuli import require_classes
@@ -43,19 +44,26 @@ def describe_experiment(
     batch_size = batch_size or experiment.training.batch_size
     if experiment.task != "segmentation":
         return _scoring_experiment(experiment, segment, batch_size=batch_size)
-    channels, classes = experiment.cohort.channels, experiment.cohort.classes
-    if not (channels and classes):
-        cohort = read_cohort(Path(experiment.cohort.manifest))
-        channels, classes = channels or cohort.channels, classes or cohort.classes
+    channels, outputs = _segmentation(experiment.cohort)
     network = build_network(
         experiment.model,
         num_channels=len(channels),
-        num_classes=len(classes),
+        num_classes=len(outputs),
         compatibility=experiment.compatibility,
         seed=experiment.seed,
     )
     size = segment or triple(experiment.sampling.segment)
     return describe(network, experiment.model, size, batch_size=batch_size)
+
+
+def _segmentation(section: CohortSection) -> tuple[Sequence[str], Sequence[str]]:
+    """Return channels, and regions or classes; the manifest is read where it may name one of them."""
+    channels, classes, manifest = section.channels, section.classes, Path(section.manifest)
+    if not (channels and (classes or section.regions)) or (section.regions is None and manifest.is_file()):
+        cohort = read_cohort(manifest)
+        section = with_manifest(section, cohort)
+        channels, classes = channels or cohort.channels, classes or cohort.classes
+    return channels, [*(section.regions or classes)]
 
 
 def _scoring_experiment(experiment: Experiment, size: Triple | None, *, batch_size: int) -> ScoringReport:

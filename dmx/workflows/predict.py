@@ -40,7 +40,7 @@ class PredictRequest:
         output: Folder for what is predicted.
         checkpoint: Name of the checkpoint; ``None``: the best one, else the last one.
         split: Only cases of this split of the manifest.
-        probabilities: Also write a probability map per class.
+        probabilities: Also write a probability map per class or region.
         features: Layer → first and last channel of its feature maps to write.
         settings: Changes of the run's ``prediction`` section.
         device: Where to predict.
@@ -69,7 +69,7 @@ class Predicted:
 
     Attributes:
         run: The run of the prediction.
-        rows: One mapping per case: file, seconds, volume of each class in ml.
+        rows: One mapping per case: file, seconds, volume of each class or region in ml.
     """
 
     run: RunInfo
@@ -207,11 +207,11 @@ def check_layers(trained: Trained, features: Mapping[str, tuple[int, int]]) -> N
             raise ModelError(f"Layer '{layer.name}' has {layer.out_channels} feature maps, from 0 on, got {last}.")
 
 
-def _files(case: Case, request: PredictRequest, classes: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a case: segmentation, one probability map per class."""
+def _files(case: Case, request: PredictRequest, outputs: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a case: segmentation, one probability map per class or region."""
     files = {"segmentation": request.output / f"{case.name}_segmentation.nii.gz"}
     if request.probabilities:
-        files |= {name: request.output / f"{case.name}_probability_{_slug(name)}.nii.gz" for name in classes}
+        files |= {name: request.output / f"{case.name}_probability_{_slug(name)}.nii.gz" for name in outputs}
     return files
 
 
@@ -235,16 +235,16 @@ def _require_free_names(cohort: Cohort, request: PredictRequest) -> None:
 def _predict_case(case: Case, predictor: CasePredictor, request: PredictRequest, trained: Trained) -> dict[str, object]:
     start = time.perf_counter()
     found = predictor(case)
-    classes = trained.contract.classes
-    files = _files(case, request, classes)
+    outputs, scored = trained.contract.outputs, trained.contract.scored
+    files = _files(case, request, outputs)
     write_volume(files["segmentation"], found.labels, found.grid, dtype=found.labels.dtype)
     if found.probabilities is not None:
-        for name, one in zip(classes, found.probabilities, strict=True):
+        for name, one in zip(outputs, found.probabilities, strict=True):
             write_volume(files[name], one, found.grid, dtype=np.float32)
     _write_features(case, found, request)
     voxel_ml = float(np.prod(found.grid.spacing)) / 1000
-    counts = np.bincount(found.labels.ravel(), minlength=len(classes))
-    volumes = {f"volume_ml/{name}": round(int(counts[k]) * voxel_ml, 4) for k, name in enumerate(classes) if k}
+    counts = np.bincount(found.labels.ravel(), minlength=len(trained.contract.classes))
+    volumes = {f"volume_ml/{name}": round(int(counts[[*k]].sum()) * voxel_ml, 4) for name, k in scored.items()}
     seconds = round(time.perf_counter() - start, 3)
     return {"case": case.name, "file": files["segmentation"].name, "seconds": seconds, **volumes}
 

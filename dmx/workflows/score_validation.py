@@ -92,7 +92,7 @@ class ScoreValidation:
     @torch.no_grad()
     def _measured(self, scores: Tensor, target: Tensor, epoch: int) -> dict[str, float]:
         settings = self._settings
-        loss = Loss(settings.losses, len(settings.classes))
+        loss = Loss.of(settings)
         row = measure(settings.task, scores, target, outputs=self._outputs)
         found = {f"val/{name}": row[name] for name in _MEASURES[settings.task]}
         metrics = {name: value for name, value in found.items() if isinstance(value, float)}

@@ -101,7 +101,7 @@ def check_scoring(experiment: Experiment, session: Session, *, trains: bool = Tr
     order = drawn_order(experiment, data) if data.training else None
     settings = FitSettings.of(experiment, outputs if experiment.task == "classification" else (), freeze=freeze)
     settings = _resolved(settings, order, validated=validated)
-    Loss(settings.losses, len(settings.classes))
+    Loss.of(settings)
     return CheckedScoring(
         experiment=experiment,
         data=data,

@@ -9,7 +9,7 @@ from dmx.config.load import build_experiment, section_from_dict
 from dmx.config.model import ModelSection
 from dmx.config.sections import Experiment
 from dmx.config.transfer import SourceSection, TransferSection
-from dmx.errors import CheckpointError
+from dmx.errors import CheckpointError, TransferError
 from dmx.model.image_network import packaged_weights
 from dmx.model.sketch import sketch_section
 from dmx.tracking.store import RunStore
@@ -17,6 +17,8 @@ from dmx.training.checkpoint import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.header import check_header, read_header
+from dmx.transfer.plan import TransferPlan
+from dmx.workflows.checked import AnyContract, has_regions
 from dmx.workflows.inherited import transferred
 from dmx.workflows.trained import TrainedNetwork, open_network
 from dmx.workflows.weights_file import FileSource, open_weights_file
@@ -95,6 +97,25 @@ def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
     )
     check_header(sketch, read_header(weights))
     return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)
+
+
+def require_same_outputs(plan: TransferPlan, contract: AnyContract, sources: Sequence[OpenSource]) -> None:
+    """Require a head that keeps its meaning: softmax scores of classes are no sigmoid scores of regions.
+
+    Raises:
+        TransferError: The plan copies the one into the other.
+    """
+    ours = has_regions(contract)
+    heads = {layer.name for layer in plan.target.layers if layer.is_head}
+    given = {tensor.network for tensor in plan.tensors if tensor.layer in heads and tensor.received}
+    for source in sources:
+        if source.name in given and source.trained is not None and has_regions(source.trained.contract) != ours:
+            theirs, here = ("classes", "regions") if ours else ("regions", "classes")
+            raise TransferError(
+                f"The head of {source.name} scores {theirs} ({', '.join(source.trained.contract.outputs)}), that of "
+                f"the target {here} ({', '.join(contract.outputs)}), so its weights mean something else there. Leave "
+                "the head as initialized."
+            )
 
 
 def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferSection:

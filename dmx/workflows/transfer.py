@@ -36,7 +36,7 @@ from dmx.workflows.privacy import hiding
 from dmx.workflows.received import PLAN, found_sentences, origin_params, received, transfer_start
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
-from dmx.workflows.sources import OpenSource, open_source, pinned, settings_with
+from dmx.workflows.sources import OpenSource, open_source, pinned, require_same_outputs, settings_with
 from dmx.workflows.start import Start, described_source, log_start, source_params
 from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import TrainedNetwork, open_network
@@ -146,6 +146,7 @@ def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStor
     contract, section = checked.contract, checked.experiment.transfer or TransferSection()
     target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.outputs)
     plan = plan_transfer([source.sketch for source in sources], target, transfer_options(section))
+    require_same_outputs(plan, contract, sources)
     apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
     notes, tags = _leaks(store, sources, checked, allowed=allow_leak)
     error = _measured_error(plan, checked, sources)

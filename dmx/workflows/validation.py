@@ -1,6 +1,6 @@
 """Validation while a network trains: on sampled segments and on whole volumes, as prepared for the network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dmx.cohort.regions import Regions
 from dmx.config.sections import AugmentationSection, Experiment
 from dmx.errors import CohortError
-from dmx.evaluation.metrics import confusion_counts
+from dmx.evaluation.metrics import confusion_counts, label_sets
 from dmx.evaluation.overlay import overlay_figure
 from dmx.evaluation.tiling import Predictor
 from dmx.geometry import triple
@@ -77,13 +78,13 @@ class Validation:
             AugmentationSection(),
             batch_size=batch_size,
             steps_per_epoch=steps,
-            num_classes=len(self.settings.classes),
+            num_classes=1 + len(self._sets),
             seed=self.experiment.seed,
             device=self.device,
             purpose="validation",
             compatibility=self.experiment.compatibility,
         )
-        loss = Loss(self.settings.losses, len(self.settings.classes), compatibility=self.settings.compatibility)
+        loss = Loss.of(self.settings)
         return validate_samples(
             self.network,
             (sampler.batch(0, step) for step in range(steps)),
@@ -97,15 +98,15 @@ class Validation:
         """Predict whole cases; Dice per class is the mean over the cases that have the class."""
         section = self.experiment.validation
         classes = self.settings.classes
-        predictor = make_predictor(self.experiment, self.network, self.device)
+        predictor = make_predictor(self.experiment, self.network, self.device, regions=self.settings.regions)
         rows: list[dict[str, object]] = []
         figures: dict[str, object] = {}
         for case in self.cases[: section.max_volumes]:
             truth, predicted, channels = self._predicted(case, predictor)
-            dice = _dice(confusion_counts(truth, predicted, num_classes=len(classes)))
+            dice = _dice(confusion_counts(truth, predicted, num_classes=len(classes)), self._sets)
             rows.append(
                 {"case": case.name, "subject": case.subject}
-                | {f"dice/{name}": value for name, value in zip(classes[1:], dice, strict=True)}
+                | {f"dice/{name}": value for name, value in zip(self._sets, dice, strict=True)}
             )
             if len(figures) < section.overlays:
                 found = [value for value in dice if value is not None]
@@ -114,11 +115,15 @@ class Validation:
                     dict(zip(self.channels, channels, strict=True)),
                     predicted,
                     truth=truth,
-                    classes=classes,
+                    classes=self.settings.regions.members or classes,
                     spacing=case.geometry.spacing,
                     title=f"{name}, Dice {sum(found) / len(found):.3f}" if found else name,
                 )
-        return ValidationResult(metrics=_means(rows, classes[1:]), rows=rows, figures=figures)
+        return ValidationResult(metrics=_means(rows, [*self._sets]), rows=rows, figures=figures)
+
+    @property
+    def _sets(self) -> dict[str, Sequence[int]]:
+        return label_sets(self.settings.regions.members or self.settings.classes)
 
     def _predicted(self, case: CachedCase, predictor: Predictor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return truth, prediction and channels without the padding of the compatibility mode."""
@@ -135,18 +140,21 @@ class Validation:
         return labels[inner], predicted[inner], case.channels[(slice(None), *inner)]
 
 
-def make_predictor(experiment: Experiment, network: Network, device: torch.device) -> Predictor:
+def make_predictor(experiment: Experiment, network: Network, device: torch.device, *, regions: Regions) -> Predictor:
     """Return the predictor of an experiment, in the precision of its training unless it names another."""
     section = experiment.prediction
     precision = section.precision or experiment.training.precision
-    return Predictor(network=network, section=replace(section, precision=precision), device=device)
+    return Predictor(network=network, section=replace(section, precision=precision), device=device, regions=regions)
 
 
-def _dice(counts: NDArray[np.int64]) -> list[float | None]:
-    """Return the Dice of each foreground class; None where neither truth nor prediction has it."""
-    both = counts.diagonal()[1:]
-    sizes = (counts.sum(axis=0) + counts.sum(axis=1))[1:]
-    return [float(2 * b / s) if s else None for b, s in zip(both.tolist(), sizes.tolist(), strict=True)]
+def _dice(counts: NDArray[np.int64], sets: Mapping[str, Sequence[int]]) -> list[float | None]:
+    """Return the Dice of each class or region; None where neither truth nor prediction has it."""
+    found: list[float | None] = []
+    for labels in sets.values():
+        both = int(counts[np.ix_([*labels], [*labels])].sum())
+        size = int(counts[[*labels]].sum() + counts[:, [*labels]].sum())
+        found.append(2 * both / size if size else None)
+    return found
 
 
 def _means(rows: Sequence[dict[str, object]], names: Sequence[str]) -> dict[str, float]:

@@ -33,7 +33,8 @@ class NativePrediction:
         prepared: The case as the network saw it.
         grid: Grid of the scan.
         labels: Class indices [I, J, K].
-        probabilities: A map float32 [I, J, K] per class, each made when it is asked for; None unless they were wanted.
+        probabilities: A map float32 [I, J, K] per class or region, each made when it is asked for; None unless they were
+            wanted.
         features: Layer name → float32 [channels, I, J, K].
     """
 
@@ -49,16 +50,18 @@ class NativeMaps:
     """Probability maps on the grid of a scan; going through them holds one at a time.
 
     Attributes:
-        prepared_CIJK: The maps on the grid of the network, background first.
+        prepared_CIJK: The maps on the grid of the network.
         geometry: The way back.
+        background_first: Whether the first is that of the background, which is outside of the crop; else nothing is.
     """
 
     prepared_CIJK: NDArray[Any]
     geometry: Geometry
+    background_first: bool = True
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         for index, one in enumerate(self.prepared_CIJK):
-            yield restore_one(one, self.geometry, outside=float(index == 0))
+            yield restore_one(one, self.geometry, outside=float(self.background_first and index == 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,24 +87,31 @@ class CasePredictor:
             CohortError: The case cannot be read.
             ModelError: The network or the memory cannot take it.
         """
-        prepared = preprocess_case(case, self.trained.contract)
+        prepared = preprocess_case(case.unmapped(), self.trained.contract)
         channels = torch.from_numpy(prepared.channels)
         roi = None if prepared.roi is None else torch.from_numpy(prepared.roi)
         resampled = prepared.geometry.resampled
+        dtype = np.uint8 if len(self.trained.contract.classes) <= 256 else np.int16
         if not (self.with_probabilities or self.layers or resampled):
             found = self.predictor.labels(channels, roi=roi, progress=progress)
             labels, grid = restore_labels(found.cpu().numpy(), prepared.geometry)
             return NativePrediction(prepared=prepared, grid=grid, labels=labels, probabilities=None, features={})
         maps = FeatureMaps(self.layers) if self.layers else None
         found = self.predictor.probabilities(channels, roi=roi, progress=progress, features=maps)
-        probabilities = _background_outside(found).cpu().numpy()
-        labels, grid = restore_most_probable(probabilities, prepared.geometry)
+        regions = self.predictor.regions
+        probabilities = (found if regions else _background_outside(found)).cpu().numpy()
+        native = NativeMaps(probabilities, prepared.geometry, background_first=not regions)
+        if regions:
+            grid = prepared.geometry.grid
+            labels = regions.paint((one > 0.5 for one in native), np.zeros(grid.shape, dtype=dtype))
+        else:
+            labels, grid = restore_most_probable(probabilities, prepared.geometry)
         volumes = {} if maps is None else maps.volumes
         return NativePrediction(
             prepared=prepared,
             grid=grid,
             labels=labels,
-            probabilities=NativeMaps(probabilities, prepared.geometry) if self.with_probabilities else None,
+            probabilities=native if self.with_probabilities else None,
             features={name: restore_maps(v.numpy(), prepared.geometry)[0] for name, v in volumes.items()},
         )
 
@@ -134,6 +144,7 @@ def case_predictor(
         section=replace(section, precision=precision),
         device=device,
         warn=session.warn,
+        regions=trained.contract.regions,
     )
     return CasePredictor(
         trained=trained, predictor=predictor, with_probabilities=with_probabilities, layers=dict(layers or {})
@@ -155,6 +166,14 @@ def require_channels(cohort: Cohort, contract: AnyContract, *, owner: str) -> No
             )
 
 
+def with_ignored(trained: Trained, cohort: Cohort) -> Trained:
+    """Return the network with the label that voxels have in a cohort's label maps where nobody annotated them."""
+    contract = trained.contract
+    if cohort.ignore is None or cohort.ignore in contract.labels:
+        return trained
+    return replace(trained, contract=replace(contract, ignore=cohort.ignore))
+
+
 def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_labels: bool) -> None:
     """Check the files that will be read.
 
@@ -168,6 +187,7 @@ def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_la
         fill=contract.fill,
         labels=contract.labels,
         channels=contract.channels,
+        ignore=contract.ignore,
         progress=session.progress("checking files"),
     )
     require_no_errors(findings, session)

@@ -116,8 +116,11 @@ def test_the_reader_decides_how_scans_are_turned() -> None:
 def test_names_come_from_the_dataset() -> None:
     labels = {"shell": [2], "background": 0, "ball": 1, "ignore": 3}
     model = read(labels=labels)
-    assert model.classes == ("background", "ball", "shell")
-    assert any("label 3 ('ignore')" in note for note in model.notes)
+    assert model.outputs == ("background", "ball", "shell")
+    assert model.labels.ignore == 3
+    regions = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    overlapping = read(labels=regions, regions_class_order=[1, 2]).labels
+    assert (overlapping.regions, overlapping.order) == ({"whole": (1, 2), "core": (2,)}, (1, 2))
     twice = read(channel_names={"1": "zscore", "0": "zscore"})
     assert twice.channels == ("zscore_0", "zscore_1")
     assert any("share a name" in note for note in twice.notes)
@@ -125,7 +128,7 @@ def test_names_come_from_the_dataset() -> None:
     chosen = read_plans(
         plans, described, configuration="3d_fullres", channels=("a", "b"), classes=("none", "some", "more")
     )
-    assert (chosen.channels, chosen.classes) == (("a", "b"), ("none", "some", "more"))
+    assert (chosen.channels, chosen.outputs) == (("a", "b"), ("none", "some", "more"))
     for wrong in ({"labels": None}, {"labels": {"background": "zero"}}):
         with pytest.raises(ModelError, match=r"dataset\.json"):
             read(**wrong)

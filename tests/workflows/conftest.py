@@ -85,7 +85,7 @@ def make_manifest(project: Path) -> Path:
     return path
 
 
-def settings(manifest: Path, **sections: dict[str, object]) -> Experiment:
+def settings(manifest: Path, **sections: object) -> Experiment:
     raw: dict[str, object] = {
         "name": "balls",
         "cohort": {"manifest": str(manifest)},
@@ -101,7 +101,7 @@ def settings(manifest: Path, **sections: dict[str, object]) -> Experiment:
     }
     for name, changes in sections.items():
         current = raw.get(name, {})
-        raw[name] = {**current, **changes} if isinstance(current, dict) else changes
+        raw[name] = {**current, **changes} if isinstance(current, dict) and isinstance(changes, dict) else changes
     return build_experiment(raw)
 
 

@@ -92,6 +92,17 @@ def test_the_run_says_where_it_comes_from(project: Path) -> None:
     assert any("Axes stay as they are in the file" in sentence for sentence in teller.sentences)
 
 
+def test_a_network_of_regions_keeps_them(project: Path) -> None:
+    nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "edge": 1, "ignore": 3}
+    described = nnunet_folder.dataset(labels=labels, regions_class_order=[1, 2, 1])
+    (project / "dataset.json").write_text(json.dumps(described))
+    contract = imported(project, dataset=project / "dataset.json").contract
+    assert contract.outputs == ("whole", "core", "edge")
+    assert (contract.regions.members["whole"], contract.regions.order) == ((1, 2), (1, 2, 1))
+    assert (contract.classes, contract.ignore) == (("background", "label_1", "label_2"), 3)
+
+
 def test_the_layers_can_be_shown_and_zeros_surround_a_small_scan(project: Path) -> None:
     nnunet_folder.write(project / TRAINED, nnunet_folder.plans())
     trained = imported(project)
@@ -166,7 +177,7 @@ def other(**changes: Any) -> dict[str, Any]:
         (nnunet_folder.plans("EvilNet"), {}, "The plans name the network 'dynamic.*EvilNet'"),
         (other(configurations={}), {}, "have no configurations"),
         (other(transpose_forward=[0, 0, 1]), {}, "transpose_forward"),
-        ({}, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "trained on regions"),
+        ({}, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order must name one label"),
         ({}, {"labels": {"background": 0, "ball": 2, "shell": 3}}, "count from 0 without gaps"),
         ({}, {"channel_names": ["T1", "FLAIR"]}, "must list channel_names"),
         (
