@@ -33,8 +33,8 @@ class NativePrediction:
         prepared: The case as the network saw it.
         grid: Grid of the scan.
         labels: Class indices [I, J, K].
-        probabilities: A map float32 [I, J, K] per class or region, each made when it is asked for; None unless they were
-            wanted.
+        probabilities: A map float32 [I, J, K] per class or region, each made when it is asked for; None unless they
+            were wanted.
         features: Layer name → float32 [channels, I, J, K].
     """
 
