@@ -17,6 +17,7 @@ from dmx.errors import CohortError, suggest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dmx.cohort.case import Cohort
     from dmx.cohort.check import CheckReport
     from dmx.cohort.check_images import ImageReport
 
@@ -90,10 +91,16 @@ def import_(
     out.print(
         f"{_counted(len(cohort.cases), 'case')} of {_counted(len(cohort.subjects), 'subject')}, "
         f"channels {escape(', '.join(cohort.channels))}, "
-        f"classes {escape(', '.join(cohort.classes) or 'not named')}: {escape(str(output))}",
+        f"{escape(_outputs(cohort))}: {escape(str(output))}",
         soft_wrap=True,
     )
     out.print(f"Next: dmx cohort check {escape(str(output))}", soft_wrap=True)
+
+
+def _outputs(cohort: "Cohort") -> str:
+    names = cohort.regions.members or cohort.classes
+    words = f"{'regions' if cohort.regions else 'classes'} {', '.join(names) or 'not named'}"
+    return words if cohort.ignore is None else f"{words}, {cohort.ignore} ignored"
 
 
 @app.command()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Voxels that nobody annotated.
+_UNKNOWN = "#7F9FBF"
 # Okabe and Ito (2008): told apart by people with any color vision; yellow and orange first, they stand out on gray.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#F0E442", "#0072B2")
 _COLUMN_INCHES = 2.8
@@ -63,7 +65,7 @@ def show_cohort(
     shown = []
     cases = [known[name] for name in dict.fromkeys(names)] or list(cohort.cases)
     for index, case in enumerate(cases):
-        view = load_view(case)
+        view = load_view(case, ignore=cohort.ignore)
         picture = folder / f"{case.name}.png"
         _save(_draw(case, view, cohort.classes), picture)
         volumes = class_volumes(view, cohort.classes)
@@ -171,6 +173,7 @@ def _draw_labels(axes: "Axes", view: CaseView, row: int) -> None:
     assert view.labels is not None
     plane = _cut(view.labels, view, row)
     overlay = np.zeros((*plane.shape, 4))
+    overlay[plane < 0] = (*to_rgb(_UNKNOWN), 0.35)
     for label in np.unique(plane[plane > 0]).tolist():
         color = class_color(label)
         overlay[plane == label] = (*to_rgb(color), 0.4)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.cohort.case import Case
+from dmx.cohort.regions import IGNORED
 from dmx.cohort.volume import Volume, read_volume
 from dmx.errors import CohortError
 
@@ -42,8 +43,8 @@ class CaseView:
         return tuple(length * size for length, size in zip(shown.shape, self.spacing, strict=True))
 
 
-def load_view(case: Case) -> CaseView:
-    """Read a case to look at it.
+def load_view(case: Case, *, ignore: int | None = None) -> CaseView:
+    """Read a case to look at it; labels that nobody annotated, whose value is given, become -1.
 
     Raises:
         CohortError: A file of the case cannot be used, its files differ in shape, or it has no channel.
@@ -59,6 +60,9 @@ def load_view(case: Case) -> CaseView:
                 f"{volumes[reference].spatial_shape}. 'dmx cohort check' lists all such differences."
             )
     arrays = {column: _to_ras(volume) for column, volume in volumes.items()}
+    if ignore is not None and "label_map" in arrays:
+        whole = _integers(arrays["label_map"])
+        arrays["label_map"] = np.where(whole == ignore, IGNORED, whole)
     box = _box(arrays.get("roi", arrays[reference]), arrays.get("label_map"))
     arrays = {column: array[box] for column, array in arrays.items()}
     labels = _integers(arrays["label_map"]) if "label_map" in arrays else None

@@ -66,6 +66,11 @@ def label_names(dataset: Mapping[str, Any], chosen: Sequence[str]) -> DatasetLab
     except ValueError as error:
         raise ModelError(f"Labels of dataset.json cannot be used: {error}.") from None
     if labels.regions:
+        if len(labels.order) != len(labels.regions):
+            raise ModelError(
+                f"dataset.json has {len(labels.regions)} regions ({', '.join(labels.regions)}): regions_class_order must "
+                f"name one label for each, got {[*labels.order]}."
+            )
         names = _chosen(chosen, [*labels.regions], "regions") if chosen else (*labels.regions,)
         return replace(labels, regions=dict(zip(names, labels.regions.values(), strict=True)))
     names = tuple(sorted(labels.classes, key=lambda name: labels.classes[name]))
@@ -81,6 +86,8 @@ def _chosen(chosen: Sequence[str], known: Sequence[str], what: str) -> tuple[str
             f"The network has {len(known)} {what} ({', '.join(known)}): name as many, got {len(chosen)} "
             f"({', '.join(chosen)})."
         )
+    if len(set(chosen)) < len(chosen):
+        raise ModelError(f"Two {what} have the same name: {', '.join(chosen)}.")
     return tuple(chosen)
 
 

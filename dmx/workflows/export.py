@@ -152,6 +152,7 @@ def _described(stored: StoredCheckpoint) -> dict[str, str]:
         "dmx.global_step": str(manifest["global_step"]),
         "dmx.channels": json.dumps(contract["channels"]),
         "dmx.classes": json.dumps(contract["classes"]),
+        **({"dmx.regions": json.dumps(contract["regions"])} if contract.get("regions") else {}),
         "dmx.model": manifest["model"]["name"],
         "dmx.sha256": files.get(AVERAGE, files[MODEL])["sha256"],
     }

@@ -9,6 +9,7 @@ from typing import Any
 from dmx.config.sections import Experiment
 from dmx.errors import CheckpointError, ConfigError, RunError
 from dmx.evaluation.figures import lr_figure
+from dmx.preprocess.contract import Contract
 from dmx.tracking.checkpoints import checkpoint_names, set_aside
 from dmx.tracking.creation import settle_all
 from dmx.tracking.folder import run_folder
@@ -23,7 +24,7 @@ from dmx.tracking.summary import BATCHES
 from dmx.training.checkpoint import read_checkpoint, read_manifest, verify_checkpoint
 from dmx.training.progress import ended_early
 from dmx.workflows.assemble import assemble, check_training
-from dmx.workflows.checked import Checked
+from dmx.workflows.checked import AnyContract, Checked
 from dmx.workflows.identity import read_identity
 from dmx.workflows.inputs import log_session, planned_rates, portable
 from dmx.workflows.privacy import hiding
@@ -155,11 +156,30 @@ def _complete(store: RunStore, info: RunInfo, session: Session, uri: str | None)
     return Trainee(run=info, reason=reason, best_metric="", best_value=None, store=uri)
 
 
+def _same_labels(ours: AnyContract, trained: AnyContract) -> AnyContract:
+    """Return the contract of a checkpoint, whose label maps must still mean what they meant.
+
+    Raises:
+        RunError: Regions, or the label of ignored voxels, are others by now.
+    """
+    if isinstance(ours, Contract) and isinstance(trained, Contract):
+        for name, here, there in (
+            ("regions", ours.regions.as_dict(), trained.regions.as_dict()),
+            ("ignore", ours.ignore, trained.ignore),
+        ):
+            if here != there:
+                raise RunError(
+                    f"cohort.{name} is {here} by now and was {there} when the training began, so it cannot go on with "
+                    "the same numbers. Put the manifest's notes or the settings back, or fine-tune."
+                )
+    return trained
+
+
 def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) -> Trainee:
     """Train from a checkpoint on."""
     content = read_checkpoint(folder)
     run.set_tags({"dmx.optimizer_state": "restored: resumed"})
-    checked = replace(checked, contract=contract_of(content.manifest))
+    checked = replace(checked, contract=_same_labels(checked.contract, contract_of(content.manifest)))
     assembled = assemble(checked, session)
     assembled.state.load_state_dict(content.as_state())
     assembled.state.last_checkpoint = folder.name

@@ -9,6 +9,8 @@ from dmx.cohort.check import check_cohort
 from dmx.cohort.digest import cohort_digest
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.cohort.regions import Regions, checked_regions
+from dmx.cohort.show import show_cohort
+from dmx.cohort.view import load_view
 from dmx.errors import CohortError
 
 TUMOR = Regions({"whole": (1, 2, 3, 4), "core": (1, 3, 4), "enhancing": (4,)}, (2, 1, 4))
@@ -109,3 +111,11 @@ def test_regions_are_part_of_what_a_cohort_is(write_scan) -> None:
         for cohort in (plain, labeled(write_scan, [0, 1, 4], regions=TUMOR), labeled(write_scan, [0, 1, 4], ignore=4))
     }
     assert len(digests) == 3
+
+
+def test_pictures_leave_out_what_nobody_annotated(write_scan, tmp_path: Path) -> None:
+    cohort = labeled(write_scan, [0, 1, 9], classes=("background", "a"), ignore=9)
+    view = load_view(cohort.cases[0], ignore=9)
+    assert set(np.unique(view.labels)) == {-1, 0, 1}
+    (shown,) = show_cohort(cohort, tmp_path / "pictures")
+    assert list(shown.volumes_ml) == ["a"]

@@ -11,7 +11,7 @@ from dmx.cohort.case import Cohort
 from dmx.cohort.manifest import read_manifest, write_manifest
 from dmx.cohort.regions import Regions
 from dmx.cohort.volume import read_grid, read_volume, write_volume
-from dmx.errors import ConfigError, TransferError
+from dmx.errors import ConfigError, DmxError, TransferError
 from dmx.evaluation.metrics import score_case
 from dmx.tracking.mlflow_store import open_store
 from dmx.training.events import EpochEnded, StepEnded
@@ -216,3 +216,15 @@ def test_finetuning_keeps_the_regions_of_the_source(project: Path, nested: Path)
     raw["cohort"] |= turned
     with pytest.raises(ConfigError, match="must be in the order of the source, whole, core"):
         finetune(replace(request, settings=raw), session(project))
+
+
+def test_a_training_goes_on_only_with_the_same_regions(project: Path, nested: Path) -> None:
+    run = train(settings(nested), session(project, Teller(stop_after=5))).run
+    text = nested.read_text()
+    nested.write_text(
+        text.replace("core = 2", "core = 1").replace("regions_class_order: 1, 2", "regions_class_order: 2, 1")
+    )
+    with pytest.raises(DmxError):
+        resume(run.id, session(project))
+    nested.write_text(text)
+    assert resume(run.id, session(project)).reason == "finished"
