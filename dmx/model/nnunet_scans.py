@@ -68,8 +68,8 @@ def label_names(dataset: Mapping[str, Any], chosen: Sequence[str]) -> DatasetLab
     if labels.regions:
         if len(labels.order) != len(labels.regions):
             raise ModelError(
-                f"dataset.json has {len(labels.regions)} regions ({', '.join(labels.regions)}): regions_class_order must "
-                f"name one label for each, got {[*labels.order]}."
+                f"dataset.json has {len(labels.regions)} regions ({', '.join(labels.regions)}): regions_class_order "
+                f"must name one label for each, got {[*labels.order]}."
             )
         names = _chosen(chosen, [*labels.regions], "regions") if chosen else (*labels.regions,)
         return replace(labels, regions=dict(zip(names, labels.regions.values(), strict=True)))

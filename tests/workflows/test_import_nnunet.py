@@ -177,7 +177,7 @@ def other(**changes: Any) -> dict[str, Any]:
         (nnunet_folder.plans("EvilNet"), {}, "The plans name the network 'dynamic.*EvilNet'"),
         (other(configurations={}), {}, "have no configurations"),
         (other(transpose_forward=[0, 0, 1]), {}, "transpose_forward"),
-        ({}, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order must name one label"),
+        ({}, {"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "regions_class_order must name one"),
         ({}, {"labels": {"background": 0, "ball": 2, "shell": 3}}, "count from 0 without gaps"),
         ({}, {"channel_names": ["T1", "FLAIR"]}, "must list channel_names"),
         (
