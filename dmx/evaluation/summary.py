@@ -27,6 +27,8 @@ MEAN = "evaluation/dice"
 """Metric of a run: the mean over cases of each case's mean over its classes."""
 CLASS_MEAN = "evaluation/dice_class_mean"
 """The mean over classes of each class's mean over cases, as nnU-Net reports it."""
+_MAIN = ("dice", "dice_class_mean", "surface_dice", "hd95_mm")
+_MAIN_TOTALS = ("missed", "false_positive", "cases")
 _DEFINITIONS = {
     "hd95_mm": "larger of the two directed 95th percentiles",
     "assd_mm": "mean over both surfaces",
@@ -212,6 +214,10 @@ class ScoreTable:
         counts["evaluation/cases"] = self.cases
         return {key: float(value) for key, value in {**found, **counts}.items() if value is not None}
 
+    def main_metrics(self) -> dict[str, float]:
+        """Return the few of :meth:`metrics` by which runs are compared."""
+        return {key: value for key, value in self.metrics().items() if _is_main(key)}
+
     def to_json(self) -> str:
         """Return strict JSON with the definitions: no NaN, ``null`` where a value does not exist."""
         content = {
@@ -243,3 +249,8 @@ class ScoreTable:
             )
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise ValueError("It is no summary of an evaluation.") from error
+
+
+def _is_main(key: str) -> bool:
+    _, metric, *classes = key.split("/")
+    return metric in _MAIN or (metric in _MAIN_TOTALS and not classes)

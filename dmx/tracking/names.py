@@ -10,6 +10,11 @@ _LONGEST_GIVEN = 120
 _TRIES = 3
 
 
+def metric_key(text: str) -> str:
+    """Return a text with what MLflow refuses in the key of a metric or picture replaced by ``_``."""
+    return re.sub(r"[^A-Za-z0-9_\-./ ]+", "_", text)
+
+
 def short_words(text: str) -> str:
     """Return the words of a text in lower case with dashes, cut between words.
 

@@ -1,7 +1,6 @@
 """Turn the events of a training into params, metrics, tables, pictures and checkpoints of its run."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dmx.config.sections import CheckpointSection
 from dmx.tracking.history import History, write_table
+from dmx.tracking.names import metric_key
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.summary import training_note
 from dmx.training.events import (
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _MOST_POINTS = 10_000
 _UPLOAD_SECONDS = 60.0
 _IN_LOG = ("train/mean_loss", "val/loss", "val/dice", "val_volume/dice", "val/balanced_accuracy", "val/r2", "lr")
-_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_\-./ ]+")
 
 Save = Callable[[CheckpointDue, Path], object]
 
@@ -117,7 +116,7 @@ class Recorder:
                 self._draw(name, figure() if callable(figure) else figure, event.global_step)
 
     def _draw(self, name: str, figure: object, step: int) -> None:
-        self._run.log_image(_NOT_IN_KEYS.sub("_", self._run.hide(name)), cast("Figure", figure), step)
+        self._run.log_image(metric_key(self._run.hide(name)), cast("Figure", figure), step)
 
     def _hidden(self, row: Mapping[str, object]) -> dict[str, object]:
         return {key: self._run.hide(value) if isinstance(value, str) else value for key, value in row.items()}

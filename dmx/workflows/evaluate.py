@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dmx.evaluation.surface import ELEMENTS, SurfaceDefinition
 from dmx.preprocess.contract import Contract
 from dmx.preprocess.pipeline import class_indices
 from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.names import metric_key
 from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo, RunReader
@@ -29,6 +31,7 @@ from dmx.training.device import resolve_device
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.predict import cohort_of_run
 from dmx.workflows.privacy import hiding
+from dmx.workflows.reads import own_source
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
@@ -147,6 +150,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         subjects, seed = [case.subject for case in cohort.cases], trained.experiment.seed
         table = ScoreTable.of(rows, subjects, classes=classes, surface=request.surface, seed=seed)
         scoring.log(run, rows, table)
+        log_on_scored_run(run, trained, cohort.name, table.main_metrics(), request)
         return Evaluated(
             run=run.info, cohort=cohort.name, split=split, digest=digest, classes=classes, rows=rows, table=table
         )
@@ -220,6 +224,36 @@ def log_scored_cohort(run: ActiveRun, cohort: Cohort, settings: PredictionSectio
     if settings is not None:
         run.log_text("prediction.json", json.dumps(asdict(settings), indent=2))
     return digest
+
+
+def log_on_scored_run(
+    run: ActiveRun, trained: TrainedNetwork, cohort: str, values: Mapping[str, float], request: EvaluateRequest
+) -> None:
+    """Log what an evaluation has found on the run that was scored, too, where runs are compared.
+
+    The cases that a run keeps for its evaluation give ``evaluation/dice`` and so on. Another split or cohort has its
+    name in the key, ``evaluation/<cohort>/dice``, so that one score never stands for the other.
+
+    Args:
+        run: The evaluation.
+        trained: What was scored.
+        cohort: Name of the cohort.
+        values: Metrics of the evaluation, ``evaluation/…``.
+        request: What was asked for.
+    """
+    parts = [] if _is_own_manifest(trained, request.cohort) else [cohort]
+    parts += [] if request.split in (None, "evaluation") else [request.split]
+    prefix = "/".join(["evaluation", *(metric_key(part) for part in parts)])
+    named = {f"{prefix}/{key.partition('/')[2]}": value for key, value in values.items()}
+    run.log_metrics_of(trained.run, named, int(trained.manifest["global_step"]))
+
+
+def _is_own_manifest(trained: TrainedNetwork, given: Path | None) -> bool:
+    if given is None:
+        return True
+    with suppress(CohortError):
+        return own_source(trained.run, trained.experiment).resolve() == given.resolve()
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from dmx.tracking.privacy import relative
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo
 from dmx.training.device import resolve_device
-from dmx.workflows.evaluate import EvaluateRequest, require_unseen
+from dmx.workflows.evaluate import EvaluateRequest, log_on_scored_run, require_unseen
 from dmx.workflows.predict_scores import network_scores, score_rows
 from dmx.workflows.privacy import hiding
 from dmx.workflows.score_inputs import ScoreInputs, known_inputs
@@ -85,7 +85,8 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
     ):
         digest = log_scored_inputs(run, inputs, session)
-        _log(run, trained, rows, found, summary)
+        values = _log(run, trained, rows, found, summary)
+        log_on_scored_run(run, trained, cohort.name, values, request)
         if trained.task == "classification" and len(trained.contract.outputs) <= _MOST_CLASSES:
             counts = confusion(inputs.target, scores, num_classes=len(trained.contract.outputs))
             run.log_figure("figures/confusion.png", confusion_figure(counts, trained.contract.outputs, unit="cases"))
@@ -144,11 +145,14 @@ def log_scored_inputs(run: ActiveRun, inputs: ScoreInputs, session: Session) -> 
 
 def _log(
     run: ActiveRun, trained: TrainedNetwork, rows: Sequence[Row], found: Row, summary: Mapping[str, Summary]
-) -> None:
+) -> dict[str, float]:
+    """Keep the table and the scores; return the metrics."""
     hidden = [{key: run.hide(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows]
     run.log_text("evaluation/cases.csv", cases_csv(hidden))
     first = "squared_error" if trained.task == "regression" else "accuracy"
     content = {"cases": len(rows), "scores": found, first: asdict(summary[first])}
     run.log_text("evaluation/summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     values = {name: found[name] for name in _LOGGED[trained.task]}
-    run.log_metrics({f"evaluation/{name}": v for name, v in values.items() if isinstance(v, float)}, len(rows))
+    metrics = {f"evaluation/{name}": value for name, value in values.items() if isinstance(value, float)}
+    run.log_metrics(metrics, len(rows))
+    return metrics

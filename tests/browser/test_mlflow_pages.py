@@ -51,6 +51,30 @@ def test_the_table_of_runs_has_our_columns_and_the_children_below_their_parent(
     assert cell(page, "parent", "dmx.kind") == "train"
     assert cell(page, "head-only", "lr") == "0.001"
     assert float(cell(page, "head-only", "val_volume/dice")) > 0
+    # The score of an evaluation, which is a run of its own below this one.
+    assert float(cell(page, "head-only", "evaluation/dice")) >= 0
+
+
+def test_scores_and_curves_are_the_first_charts_and_the_machine_comes_last(study: Study, base: str, page: Any) -> None:
+    page.set_viewport_size({"width": 1600, "height": 2000})
+    page.goto(experiment_link(base, study.parent.experiment_id) + "&compareRunsMode=CHART")
+    page.get_by_text("System metrics").wait_for()
+    keep(page, study, "charts")
+    text = page.inner_text("body")
+    places = [text.index(name) for name in ("Scores", "Curves", "val_volume/dice", "Model metrics", "System metrics")]
+    assert places == sorted(places)
+    assert "throughput" not in text
+
+
+def test_a_child_links_to_its_source_and_the_source_to_its_child(study: Study, base: str, page: Any) -> None:
+    child = study.children[1]
+    page.goto(run_link(base, child.experiment_id, child.id))
+    page.get_by_text("Source:").wait_for()
+    page.get_by_role("link", name="balls/parent").first.click()
+    page.get_by_text("Used by").wait_for()
+    assert study.parent.id in page.url
+    page.get_by_role("link", name="balls/head-only").first.wait_for()
+    keep(page, study, "used-by")
 
 
 def test_the_comparison_of_three_runs_preselects_what_differs(study: Study, base: str, page: Any) -> None:

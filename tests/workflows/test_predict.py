@@ -117,6 +117,28 @@ def test_an_evaluation_scores_the_held_out_cases(project: Path, manifest: Path, 
     assert run.tags["dmx.source_run_id"] == run_id
 
 
+def test_the_means_of_an_evaluation_stand_at_the_run_that_was_scored(
+    project: Path, manifest: Path, run_id: str
+) -> None:
+    done = evaluate(EvaluateRequest(run=run_id), session(project))
+    store = open_store(root=project)
+    scored, run = store.get_run(run_id), store.get_run(done.run.id)
+    for key in ("evaluation/dice", "evaluation/dice/ball", "evaluation/cases", "evaluation/missed"):
+        assert scored.metrics[key] == run.metrics[key], key
+    points = store.metric_history(run_id, "evaluation/dice")
+    assert [point.step for point in points] == [store.metric_history(run_id, "epoch")[-1].step]
+    assert f"{run.experiment}/{run.name}" in scored.tags["mlflow.note.content"]
+
+    # Another split or cohort has a key of its own.
+    evaluate(EvaluateRequest(run=run_id, split="validation"), session(project))
+    other = project / "other.csv"
+    write_manifest(replace(read_manifest(manifest), name="other"), other)
+    evaluate(EvaluateRequest(run=run_id, cohort=other), session(project))
+    again = store.get_run(run_id)
+    assert again.metrics["evaluation/dice"] == run.metrics["evaluation/dice"]
+    assert {"evaluation/validation/dice", "evaluation/other/dice"} <= set(again.metrics)
+
+
 def test_a_perfect_prediction_scores_one_and_a_shifted_one_less(project: Path, manifest: Path, run_id: str) -> None:
     predict(PredictRequest(run=run_id, inputs=[manifest], output=project / "out"), session(project))
     cohort = read_manifest(manifest)
