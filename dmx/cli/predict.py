@@ -199,10 +199,23 @@ def _print_whole(done: "EvaluatedScores") -> None:
         value = done.scores[name]
         interval = f" [{summary.low:.3f}, {summary.high:.3f}]" if summary.low is not None else ""
         shown = f"{value:.3f}" if isinstance(value, float) else "-"
-        table.add_row(_WORDS[name], escape(shown + (interval if name in ("accuracy", "mse") else "")))
+        table.add_row(
+            _WORDS[name] + _of_outputs(done, name), escape(shown + (interval if name in ("accuracy", "mse") else ""))
+        )
     for name in done.outputs if done.task == "classification" else ():
         value = done.scores[f"recall/{name}"]
-        table.add_row(escape(f"recall of {name}"), f"{value:.3f}" if isinstance(value, float) else "-")
+        words = f"recall of {name} ({done.scores[f'count/{name}']:.0f} cases)"
+        table.add_row(escape(words), f"{value:.3f}" if isinstance(value, float) else "-")
     out.print(table)
     run = f"{done.run.experiment}/{done.run.name} ({done.run.id[:8]})"
     out.print(escape(f"Run {run}; per case: evaluation/cases.csv"), soft_wrap=True)
+
+
+def _of_outputs(done: "EvaluatedScores", name: str) -> str:
+    """Say of how many classes or targets a mean is, where it is not that of all."""
+    part = {"balanced_accuracy": "recall", "auc": "auc", "r2": "r2"}.get(name)
+    if part is None:
+        return ""
+    known = sum(done.scores[f"{part}/{output}"] is not None for output in done.outputs)
+    unit = "targets" if done.task == "regression" else "classes"
+    return f" (of {known} of {len(done.outputs)} {unit})" if known < len(done.outputs) else ""

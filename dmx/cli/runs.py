@@ -69,17 +69,19 @@ def list_(
         table.add_column("cases", overflow="fold")
     alike = ambiguous_cases(scored)
     for run in runs:
-        cases = [_scored_cases(run, alike)] if run.kind == "evaluate" else []
+        cases = [_scored_cases(run, alike, narrow=narrow)] if run.kind == "evaluate" else []
         table.add_row(*map(escape, (*_cells(run, narrow=narrow), *cases)))
     out.print(table)
 
 
-def _scored_cases(run: "RunInfo", alike: set[str]) -> str:
+def _scored_cases(run: "RunInfo", alike: set[str], *, narrow: bool) -> str:
     """Return what an evaluation is of: cohort and split, and how many cases it has, found and missed."""
     from dmx.tracking.scores import cases_words, misses
 
     words = cases_words(run, digest=cases_words(run) in alike)
     counts = misses(run.metrics)
+    if narrow and cases_words(run) not in alike:
+        return counts
     return f"{words}: {counts}" if counts else words
 
 

@@ -153,6 +153,10 @@ def _log(
     content = {"cases": len(rows), "scores": found, first: asdict(summary[first])}
     run.log_text("evaluation/summary.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     values = {name: found[name] for name in _LOGGED[trained.task]}
+    if trained.task == "classification" and len(trained.contract.outputs) <= _MOST_CLASSES:
+        keys = (f"{what}/{name}" for what in ("recall", "count") for name in trained.contract.outputs)
+        values |= {key: found[key] for key in keys}
+    values["cases"] = float(len(rows))
     metrics = {f"evaluation/{name}": value for name, value in values.items() if isinstance(value, float)}
     run.log_metrics(metrics, len(rows))
     return metrics

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dmx.cohort.regions import Regions
 from dmx.config.sections import AugmentationSection, Experiment
 from dmx.errors import CohortError
-from dmx.evaluation.metrics import confusion_counts, label_sets
+from dmx.evaluation.metrics import Overlap, confusion_counts, label_sets
 from dmx.evaluation.overlay import overlay_figure
 from dmx.evaluation.tiling import Predictor
 from dmx.geometry import triple
@@ -95,7 +95,7 @@ class Validation:
         )
 
     def _on_volumes(self) -> ValidationResult:
-        """Predict whole cases; Dice per class is the mean over the cases that have the class."""
+        """Predict whole cases; Dice per class is the mean over the cases whose truth or prediction has it."""
         section = self.experiment.validation
         classes = self.settings.classes
         predictor = make_predictor(self.experiment, self.network, self.device, regions=self.settings.regions)
@@ -103,11 +103,12 @@ class Validation:
         figures: dict[str, object] = {}
         for case in self.cases[: section.max_volumes]:
             truth, predicted, channels = self._predicted(case, predictor)
-            dice = _dice(confusion_counts(truth, predicted, num_classes=len(classes)), self._sets)
-            rows.append(
-                {"case": case.name, "subject": case.subject}
-                | {f"dice/{name}": value for name, value in zip(self._sets, dice, strict=True)}
-            )
+            overlaps = _overlaps(confusion_counts(truth, predicted, num_classes=len(classes)), self._sets)
+            dice = [overlap.dice for overlap in overlaps]
+            row: dict[str, object] = {"case": case.name, "subject": case.subject}
+            row |= {f"dice/{name}": value for name, value in zip(self._sets, dice, strict=True)}
+            row |= {f"status/{name}": overlap.status for name, overlap in zip(self._sets, overlaps, strict=True)}
+            rows.append(row)
             if len(figures) < section.overlays:
                 found = [value for value in dice if value is not None]
                 name = self.hide(case.name)
@@ -147,17 +148,19 @@ def make_predictor(experiment: Experiment, network: Network, device: torch.devic
     return Predictor(network=network, section=replace(section, precision=precision), device=device, regions=regions)
 
 
-def _dice(counts: NDArray[np.int64], sets: Mapping[str, Sequence[int]]) -> list[float | None]:
-    """Return the Dice of each class or region; None where neither truth nor prediction has it."""
-    found: list[float | None] = []
+def _overlaps(counts: NDArray[np.int64], sets: Mapping[str, Sequence[int]]) -> list[Overlap]:
+    """Return what truth and prediction share of each class or region."""
+    found = []
     for labels in sets.values():
-        both = int(counts[np.ix_([*labels], [*labels])].sum())
-        size = int(counts[[*labels]].sum() + counts[:, [*labels]].sum())
-        found.append(2 * both / size if size else None)
+        chosen = [*labels]
+        sizes = int(counts[chosen].sum()), int(counts[:, chosen].sum())
+        both = int(counts[np.ix_(chosen, chosen)].sum())
+        found.append(Overlap(both=both, truth=sizes[0], prediction=sizes[1], total=int(counts.sum())))
     return found
 
 
 def _means(rows: Sequence[dict[str, object]], names: Sequence[str]) -> dict[str, float]:
+    """Return the mean Dice of each class and of all, and how often a class was missed or only predicted."""
     metrics: dict[str, float] = {}
     for name in names:
         values = [float(value) for row in rows if isinstance(value := row[f"dice/{name}"], float)]
@@ -165,4 +168,6 @@ def _means(rows: Sequence[dict[str, object]], names: Sequence[str]) -> dict[str,
             metrics[f"val_volume/dice/{name}"] = sum(values) / len(values)
     if metrics:
         metrics["val_volume/dice"] = sum(metrics.values()) / len(metrics)
-    return metrics
+    found = [row[f"status/{name}"] for row in rows for name in names]
+    counts = {f"val_volume/{status}": float(found.count(status)) for status in ("missed", "false_positive")}
+    return {**metrics, **counts, "val_volume/cases": float(len(rows))}
