@@ -11,8 +11,15 @@ from dmx.model.image_network import ImageNetwork
 from dmx.model.module import ModuleNetwork
 from dmx.workflows.export import Exported, ExportRequest, renamed
 from dmx.workflows.export import export as export_run
+from dmx.workflows.provenance import RunOrigin, remember
 from dmx.workflows.session import Session
-from dmx.workflows.trained import open_network, stored_checkpoint
+from dmx.workflows.trained import (
+    StoredCheckpoint,
+    TrainedNetwork,
+    open_network,
+    stored_checkpoint,
+    weights_sha256,
+)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,6 +42,9 @@ def load_model(
     A multi-scale network comes as the run trained it: it reads a list of patches. Any other network comes as the plain
     module, which reads one tensor.
 
+    The module remembers where its weights come from, also in copies and in networks that it becomes a part of: a run
+    that ``dmx.train`` makes with it names its source, and held-out cases are compared with those of the source.
+
     Args:
         run: ``runs:/<id>``, an id, the start of one, ``experiment/run-name`` or ``experiment/last``.
         checkpoint: ``best``, ``last``, ``initial`` or ``epoch=N``; ``None``: the best one, else the last one.
@@ -48,8 +58,11 @@ def load_model(
     """
     opened, session = open_place(store)
     if into is None:
-        network = open_network(opened, run_name(run), checkpoint=checkpoint, root=session.root).network
-        return network.network if isinstance(network, ModuleNetwork | ImageNetwork) else network
+        trained = open_network(opened, run_name(run), checkpoint=checkpoint, root=session.root)
+        network = trained.network
+        model = network.network if isinstance(network, ModuleNetwork | ImageNetwork) else network
+        remember(model, trained_origin(trained, opened.uri, session.root))
+        return model
     stored = stored_checkpoint(opened, run_name(run), checkpoint=checkpoint, root=session.root)
     wanted = into.state_dict().keys()
     # A network of dmx around a module has the wrapper's names itself, the module alone has not.
@@ -63,7 +76,37 @@ def load_model(
             f"{'; '.join(problems[:_SHOWN])}{more}. dmx.plan_transfer gives a module of another shape what fits."
         )
     into.load_state_dict(state)
+    remember(into, stored_origin(stored, opened.uri, session.root))
     return into.eval()
+
+
+def trained_origin(trained: TrainedNetwork, store: str, root: Path) -> RunOrigin:
+    """Return a run's network as what weights come from."""
+    return RunOrigin(
+        run=trained.run,
+        store=store,
+        root=root,
+        name=trained.checkpoint_name,
+        checkpoint=f"checkpoints/{trained.folder.name}",
+        sha256=trained.sha256,
+        epoch=trained.manifest["epoch"],
+        global_step=trained.manifest["global_step"],
+    )
+
+
+def stored_origin(stored: StoredCheckpoint, store: str, root: Path) -> RunOrigin:
+    """Return a checkpoint as what weights come from."""
+    manifest = stored.content.manifest
+    return RunOrigin(
+        run=stored.run,
+        store=store,
+        root=root,
+        name=stored.name,
+        checkpoint=f"checkpoints/{stored.folder.name}",
+        sha256=weights_sha256(manifest),
+        epoch=manifest["epoch"],
+        global_step=manifest["global_step"],
+    )
 
 
 def _misfits(state: dict[str, tuple[int, ...]], module: nn.Module) -> list[str]:

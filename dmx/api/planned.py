@@ -14,6 +14,7 @@ from dmx.transfer.picture import mapping_html
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.report import layer_action
 from dmx.transfer.values import LayerOutline, SourceTensor, TensorPlan
+from dmx.workflows.provenance import Origin, remember_plan
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,14 +29,21 @@ class PlannedTransfer:
     Args:
         plan: The plan.
         readers: Tensors of each source, by the source's name in the plan.
+        origins: Where each source comes from, where that is known: a run, a file, or a module that remembers it.
 
     Attributes:
         plan: The plan, with one entry per tensor.
     """
 
-    def __init__(self, plan: TransferPlan, readers: Mapping[str, TensorReader]) -> None:
+    def __init__(
+        self,
+        plan: TransferPlan,
+        readers: Mapping[str, TensorReader],
+        origins: Mapping[str, Origin | nn.Module] | None = None,
+    ) -> None:
         self.plan = plan
         self._readers = dict(readers)
+        self._origins = dict(origins or {})
 
     @property
     def received(self) -> int:
@@ -90,6 +98,7 @@ class PlannedTransfer:
                 f"{f' and {len(extra) - 1} more tensors' if len(extra) > 1 else ''}. Plan the transfer again."
             )
         apply_plan(self.plan, self._readers, state)
+        remember_plan(target, self.plan, self._origins)
         return target
 
     def __repr__(self) -> str:

@@ -11,19 +11,24 @@ import torch
 from torch import nn
 
 from dmx.api.frozen import Frozen
-from dmx.api.places import Logged, locate
+from dmx.api.models import stored_origin
+from dmx.api.places import Logged, locate, open_place
 from dmx.api.results import Keeper, Training
 from dmx.config.freeze import FreezeSection
 from dmx.config.load import build_experiment
 from dmx.errors import ConfigError
+from dmx.tracking.mlflow_store import open_store
+from dmx.tracking.store import RunInfo
 from dmx.training.loop import fit
 from dmx.transfer.freeze import FreezePlan
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.batches import BatchRequest, Ended, train_batches
 from dmx.workflows.handed import Handed, freeze_section
+from dmx.workflows.provenance import lineage, python_leaks, python_start, remember
 from dmx.workflows.session import Session
 from dmx.workflows.start import Start
 from dmx.workflows.train import run_training
+from dmx.workflows.trained import stored_checkpoint
 
 Settings = Mapping[str, Any]
 
@@ -44,6 +49,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     settings: Settings | None = None,
+    allow_leak: bool = False,
     store: str | Path | None = None,
     experiment: str | None = None,
     name: str | None = None,
@@ -76,6 +82,7 @@ def train(
         seed: Seed of every random draw, the order of a shuffling DataLoader included.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         settings: Further settings, the sections of an experiment: ``{"sampling": {"segment": 32}}``.
+        allow_leak: Go on when validation cases were in the training of a run that the weights come from.
         store: Address of a run store or a folder ``mlruns``: the training is a run there. ``None``: no run.
         experiment: The run's MLflow experiment; ``None``: ``python``.
         name: The run's name.
@@ -102,7 +109,9 @@ def train(
                 raise ConfigError("validation, score_train and classes belong to batches; a manifest names its own.")
             if batch_size is not None:
                 words["training"]["batch_size"] = batch_size
-            ended = _on_manifest(Path(data), words, handed, session, name=name, as_run=store is not None)
+            ended = _on_manifest(
+                Path(data), words, handed, session, name=name, as_run=store is not None, allow_leak=allow_leak
+            )
         else:
             if batch_size is not None:
                 raise ConfigError("batch_size belongs to a manifest; batches have the size that they have.")
@@ -116,7 +125,16 @@ def train(
                 name=name,
             )
             ended = train_batches(request, session, as_run=store is not None)
+    if ended.run is not None:
+        _remember_run(model, ended.run, store)
     return Training(model=model.eval(), history=keeper.history(ended.task), run=ended.run, reason=ended.reason)
+
+
+def _remember_run(model: nn.Module, run: RunInfo, store: str | Path | None) -> None:
+    """Note on a module that it has the last weights of a run."""
+    opened, session = open_place(store)
+    stored = stored_checkpoint(opened, run.id, checkpoint="last", root=session.root)
+    remember(model, stored_origin(stored, opened.uri, session.root))
 
 
 def _words(
@@ -165,22 +183,38 @@ def _same_flags(model: nn.Module, frozen: Collection[str]) -> Iterator[None]:
                 value.requires_grad_(before[name])
 
 
-def _on_manifest(
-    manifest: Path, words: Settings, handed: Handed, session: Session, *, name: str | None, as_run: bool
+def _on_manifest(  # what the one caller has
+    manifest: Path,
+    words: Settings,
+    handed: Handed,
+    session: Session,
+    *,
+    name: str | None,
+    as_run: bool,
+    allow_leak: bool,
 ) -> Ended:
     """Train on segments of a cohort."""
     raw = {**words, **handed.words(), "cohort": {**words.get("cohort", {}), "manifest": str(manifest)}}
     raw["optimizer"] = {**handed.words().get("optimizer", {}), **words.get("optimizer", {})}
     described = build_experiment(raw, source="settings", folder=Path.cwd())
+    found = lineage(handed.model, prefix=handed.prefix)
     if as_run:
         checked = check_training(described, session, handed=handed)
         start = Start(words=type(handed.model).__name__, params=handed.params())
+        target = described.tracking.experiment or described.name
+        uri = open_store(described.tracking.uri, session.root).uri
+        start = python_start(start, found, experiment=target, store=uri)
+        data = checked.data
+        told, tags = python_leaks(found, cohort=data.cohort.name, cases=data.validation, allowed=allow_leak)
+        start = replace(start, warnings=told, tags={**start.tags, **tags})
         done = run_training(checked, session, start=start, name=name)
         return Ended(task=described.task, reason=done.reason, run=done.run)
     with TemporaryDirectory() as folder:
         # Prepared cases are kept while they are needed.
         session = replace(session, root=Path(folder))
-        assembled = assemble(check_training(described, session, handed=handed), session)
+        checked = check_training(described, session, handed=handed)
+        python_leaks(found, cohort=checked.data.cohort.name, cases=checked.data.validation, allowed=allow_leak)
+        assembled = assemble(checked, session, received=found.received)
         with assembled.batches() as batches:
             result = fit(
                 assembled.state,

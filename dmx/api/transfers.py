@@ -1,12 +1,13 @@
 """Plan a transfer between any two networks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from dmx.api.models import stored_origin
 from dmx.api.places import open_place, run_name
 from dmx.api.planned import PlannedTransfer
 from dmx.config.load import section_from_dict
@@ -21,6 +22,7 @@ from dmx.transfer.header import read_header
 from dmx.transfer.layout import sketch_tensors
 from dmx.transfer.planning import plan_transfer as plan
 from dmx.workflows.options import transfer_options
+from dmx.workflows.provenance import FileOrigin, Origin
 from dmx.workflows.sources import run_source
 from dmx.workflows.trained import contract_of, open_network, stored_checkpoint
 from dmx.workflows.weights_file import open_weights_file, sketch_state
@@ -106,7 +108,7 @@ def plan_transfer(
     sources = opener.open_all(source)
     sketch = _sketch(target, "target", head=head_name, channels=channels, classes=classes)
     planned = plan([found for found, _ in sources], sketch, transfer_options(section_from_dict(TransferSection, words)))
-    return PlannedTransfer(planned, {found.name: reader for found, reader in sources})
+    return PlannedTransfer(planned, {found.name: reader for found, reader in sources}, opener.origins)
 
 
 def _rules(rules: Mapping[str, str] | Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -135,6 +137,7 @@ class _Opener:
     classes: tuple[str, ...]
     checkpoint: str | None
     store: str | Path | None
+    origins: dict[str, Origin | nn.Module] = field(default_factory=dict)
 
     def open_all(self, source: Source | Mapping[str, Source]) -> list[tuple[NetworkSketch, TensorReader]]:
         """Return names and shapes, and the tensors, of each source."""
@@ -144,12 +147,14 @@ class _Opener:
 
     def _open(self, source: object, name: str) -> tuple[NetworkSketch, TensorReader]:
         if isinstance(source, nn.Module):
+            self.origins[name] = source
             sketch = _sketch(source, name, head=self.head, channels=self.channels, classes=self.classes)
             return sketch, _Live(source)
         if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
             return sketch_state(source, name=name, channels=self.channels, classes=self.classes), source
         if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in _FILES):
             opened = open_weights_file(Path(source), name=name)
+            self.origins[name] = FileOrigin(file=Path(source).name, sha256=opened.sha256)
             return opened.sketch, opened.reader
         if isinstance(source, str):
             return self._open_run(run_name(source), name)
@@ -161,6 +166,7 @@ class _Opener:
     def _open_run(self, run: str, name: str) -> tuple[NetworkSketch, TensorReader]:
         store, session = open_place(self.store)
         stored = stored_checkpoint(store, run, checkpoint=self.checkpoint, root=session.root)
+        self.origins[name] = stored_origin(stored, store.uri, session.root)
         manifest = stored.content.manifest
         if ":" not in manifest["model"]["name"]:
             trained = open_network(store, run, checkpoint=self.checkpoint, root=session.root)

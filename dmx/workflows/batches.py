@@ -32,9 +32,10 @@ from dmx.workflows.freezing import flag_sentences, resolve_freezing
 from dmx.workflows.handed import Handed
 from dmx.workflows.inputs import log_session
 from dmx.workflows.params import network_params, optimization_params
+from dmx.workflows.provenance import lineage, python_start
 from dmx.workflows.saving import saver
 from dmx.workflows.session import Session
-from dmx.workflows.start import Start
+from dmx.workflows.start import Start, log_start
 from dmx.workflows.train import end_run, fit_in_run
 
 _SECTIONS = ("training", "freeze", "optimizer", "schedule", "losses", "regularization", "checkpoints", "tracking")
@@ -112,7 +113,8 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
     # A look at the first batch of a shuffling DataLoader draws from torch's generator.
     with torch.random.fork_rng([]):
         ready = prepare(request)
-    state = new_state(ready.network, ready.settings, optimizer=request.handed.optimizer)
+    found = lineage(request.handed.model, prefix=request.handed.prefix)
+    state = new_state(ready.network, ready.settings, received=found.received, optimizer=request.handed.optimizer)
     scoring = BatchScores(ready, request.score_train)
     validate = scoring if ready.held_out is not None or request.score_train else None
 
@@ -124,11 +126,15 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
         return Ended(task=ready.task, reason=result.reason)
     experiment = ready.experiment
     store = open_store(experiment.tracking.uri, session.root)
+    start = Start(words=type(request.handed.model).__name__)
+    target = experiment.tracking.experiment or experiment.name
+    start = python_start(start, found, experiment=target, store=store.uri)
     with (
-        start_run(store, _new_run(request, ready), root=session.root, notify=session.report.say) as run,
+        start_run(store, _new_run(request, ready, start), root=session.root, notify=session.report.say) as run,
         session.keeping(run),
     ):
         session.report.say(f"Run {run.info.experiment}/{run.info.name} ({run.info.id[:8]}).")
+        log_start(run, start)
         for sentence in flag_sentences(ready.settings.freeze):
             run.log_line(sentence)
         run.log_text("config.yaml", as_yaml(experiment))
@@ -144,7 +150,7 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
             batches,
             settings=ready.settings,
             validate=validate,
-            save=saver(ready, run_id=run.info.id),
+            save=saver(ready, run_id=run.info.id, source=start.source),
             session=session,
         )
         end_run(run, result)
@@ -260,9 +266,8 @@ def _contract(experiment: Experiment, item: Item, scores: Scores, *, classes: Se
     return contract
 
 
-def _new_run(request: BatchRequest, ready: Prepared) -> NewRun:
+def _new_run(request: BatchRequest, ready: Prepared, start: Start) -> NewRun:
     experiment = ready.experiment
-    start = Start(words=type(request.handed.model).__name__)
     return NewRun(
         experiment=experiment.tracking.experiment or experiment.name,
         kind=start.kind,
@@ -274,8 +279,9 @@ def _new_run(request: BatchRequest, ready: Prepared) -> NewRun:
             "task": ready.task,
             "optimizer_state": start.reason,
             **request.handed.params(),
+            **start.params,
         },
-        tags={"dmx.task": ready.task, "dmx.optimizer_state": start.reason, BATCHES: "given in Python"},
+        tags={"dmx.task": ready.task, "dmx.optimizer_state": start.reason, BATCHES: "given in Python", **start.tags},
         note=experiment.description,
     )
 

@@ -85,13 +85,23 @@ def transfer_start(
             **option_params(plan.options),
         },
         source=None if trained is None else described_source(trained),
-        texts={
-            PLAN: json.dumps(plan.as_dict(), indent=1),
-            "transfer/mapping.csv": _csv(plan.rows()),
-            "transfer/mapping.html": mapping_html(plan, origins=origins),
-        },
+        texts=plan_texts(plan, origins),
         received=received(plan),
     )
+
+
+def plan_texts(plan: TransferPlan, origins: Sequence[str]) -> dict[str, str]:
+    """Return the artifacts that keep a plan.
+
+    Args:
+        plan: The plan.
+        origins: Where the weights come from, a sentence each.
+    """
+    return {
+        PLAN: json.dumps(plan.as_dict(), indent=1),
+        "transfer/mapping.csv": _csv(plan.rows()),
+        "transfer/mapping.html": mapping_html(plan, origins=origins),
+    }
 
 
 def _origin(source: OpenSource) -> str:

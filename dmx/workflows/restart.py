@@ -15,6 +15,7 @@ from dmx.transfer.plan import TransferPlan
 from dmx.workflows.checked import Checked
 from dmx.workflows.finetune import KEPT, finetune_start, paired
 from dmx.workflows.inputs import complete_inputs
+from dmx.workflows.provenance import IN_PYTHON
 from dmx.workflows.received import PLAN
 from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, file_source, run_source
@@ -45,6 +46,11 @@ def start_again(run: ActiveRun, checked: Checked, session: Session) -> Trainee:
         CheckpointError: A file from which it began is gone or was changed.
     """
     info = run.info
+    if IN_PYTHON in info.tags:
+        raise RunError(
+            f"Run '{info.experiment}/{info.name}' began with a module that was made in Python and was ended before its "
+            "first checkpoint, so its weights are gone. Train it again from Python, as a new run."
+        )
     given = _given(info)
     moved = info.kind == "transfer" and checked.experiment.transfer is not None
     origin = "its sources" if moved else f"run {given[0].run[:8]}, its source" if given else "its seed"

@@ -27,6 +27,12 @@ from dmx.workflows.checked import AnyContract
 from dmx.workflows.identity import read_identity
 
 
+def weights_sha256(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of the weights with which a checkpoint predicts."""
+    files = manifest["files"]
+    return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
     """A trained network of any task, and what it expects of its input.
@@ -59,8 +65,7 @@ class TrainedNetwork:
     @property
     def sha256(self) -> str:
         """Return the hash of the weights that it predicts with."""
-        files = self.manifest["files"]
-        return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
+        return weights_sha256(self.manifest)
 
 
 @dataclass(frozen=True, kw_only=True)

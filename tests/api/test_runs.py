@@ -1,16 +1,19 @@
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dmx
-from dmx.errors import CheckpointError, RunError
+from dmx.cohort.manifest import read_manifest, write_manifest
+from dmx.errors import CheckpointError, CohortError, RunError
 from dmx.tracking.course import course
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.train import train
 from dmx.workflows.trained import open_trained
-from tests.api.conftest import changed, small, state
+from tests.api.conftest import changed, small, state, volumes
 from tests.workflows.conftest import Teller, session, settings
 
 
@@ -141,3 +144,67 @@ def test_a_run_gives_to_a_network_of_dmx_which_a_manifest_trains_further(project
     three = {**words, "cohort": {"classes": ["background", "ball", "halo"]}}
     with pytest.raises(dmx.DmxError, match=r"reads 1 channels and scores 2 classes, the cohort has 1 .* and 3"):
         dmx.train(target, "cohort.csv", epochs=1, settings=three)
+
+
+def test_weights_remember_where_they_come_from_in_a_new_network(project: Path) -> None:
+    first = dmx.train(small(), volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert first is not None
+    loaded = dmx.load_model(first.id, into=small(), store=project / "mlruns")
+    model = copy.deepcopy(loaded)
+    model.head = nn.Conv3d(4, 2, 1)
+    done = dmx.train(model, volumes(), epochs=1, lr=0.01, store=project / "mlruns")
+    assert done.run is not None
+    store = open_store(root=project)
+    run = store.get_run(done.run.id)
+    parent = store.get_run(first.id)
+    assert run.tags["dmx.source_run_id"] == run.tags["dmx.root_run_id"] == run.tags["mlflow.parentRunId"] == first.id
+    assert run.tags["dmx.source_checkpoint"] == parent.tags["dmx.checkpoint.last"]
+    assert run.tags["dmx.optimizer_state"] == "initialized: weights of another run"
+    kept = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head"))
+    assert run.params["network.received_parameters"] == str(kept)
+    assert "dmx.source_changed" not in run.tags
+    # The module has the weights of the run that has just trained it.
+    again = dmx.train(model, volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert again is not None
+    assert store.get_run(again.id).tags["dmx.source_run_id"] == done.run.id
+    with torch.no_grad():
+        loaded.conv1.weight += 1.0
+    moved = dmx.train(loaded, volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert moved is not None
+    assert store.get_run(moved.id).tags["dmx.source_changed"] == "1"
+
+
+def test_a_plan_that_was_applied_is_kept_by_the_run_that_trains(project: Path) -> None:
+    first = dmx.train(small(), volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert first is not None
+    target = small()
+    plan = dmx.plan_transfer(dmx.load_model(first.id, into=small(), store=project / "mlruns"), target)
+    plan.apply(target)
+    done = dmx.train(target, volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert done is not None
+    store = open_store(root=project)
+    run, folder = store.get_run(done.id), store.local_artifacts(done.id)
+    assert run.tags["dmx.source_run_id"] == first.id
+    assert run.params["transfer.received"] == str(plan.received)
+    assert folder is not None
+    assert (folder / "transfer/plan.json").is_file()
+    assert (folder / "transfer/mapping.csv").is_file()
+    weights = project / "w.safetensors"
+    dmx.export(first.id, weights, store=project / "mlruns")
+    other = small()
+    dmx.plan_transfer(weights, other).apply(other)
+    from_file = dmx.train(other, volumes(), epochs=1, lr=0.01, store=project / "mlruns").run
+    assert from_file is not None
+    assert store.get_run(from_file.id).tags["dmx.source_file"] == "w.safetensors"
+
+
+def test_cases_that_the_source_has_seen_do_not_validate_a_module(project: Path, source: str, manifest: Path) -> None:
+    model = dmx.load_model(source, store=project / "mlruns")
+    cohort = read_manifest(manifest)
+    turned = {"training": "validation", "validation": "training"}
+    cases = tuple(replace(case, split=turned.get(case.split, case.split)) for case in cohort.cases)
+    write_manifest(replace(cohort, cases=cases), project / "turned.csv")
+    quick = {"training": {"steps_per_epoch": 1, "batch_size": 2}, "sampling": {"segment": 11, "workers": 0}}
+    with pytest.raises(CohortError, match="--allow-leak"):
+        dmx.train(model, project / "turned.csv", epochs=1, settings=quick, store=project / "mlruns")
+    assert len(open_store(root=project).list_runs()) == 1
