@@ -40,6 +40,7 @@ def finetune(
     recipe: Literal["inherited", "default"] | None = None,
     name: str | None = None,
     store: Store = None,
+    source_store: Store = None,
 ) -> Training:
     """Train a run's network further on another cohort, as a new run with a fresh optimizer; ``dmx finetune``.
 
@@ -55,7 +56,8 @@ def finetune(
         recipe: ``default``: only the network and what it sees are as in the source, all else that is left out is dmx's
             default; ``None``: as the experiment says, else ``inherited``.
         name: The run's name.
-        store: Store of the source and of the new run; ``None``: as on the command line. There is always a run.
+        store: Store of the new run; ``None``: as on the command line. There is always a run.
+        source_store: Store of the source; ``None``: that of the new run.
 
     Returns:
         The network with the weights that predict best, its history and the run.
@@ -75,6 +77,7 @@ def finetune(
         allow_leak=allow_leak,
         strict=strict,
         recipe=recipe,
+        source_uri=None if source_store is None else locate(source_store)[0],
         name=name,
         settings=raw,
     )

@@ -26,6 +26,10 @@ AllowLeak = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse to freeze layers that are still as they were initialized.")
 ]
+SourceStore = Annotated[
+    str | None,
+    typer.Option("--source-store", metavar="URI", help="Run store of the source; else that of the new run."),
+]
 FromRun = Annotated[str, typer.Option("--from-run", metavar="RUN", help=RUN_HELP)]
 
 if TYPE_CHECKING:
@@ -97,6 +101,7 @@ def finetune(
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
     store: StoreAddress = None,
+    source_store: SourceStore = None,
 ) -> None:
     """Train a run's network further on another cohort, as a new run with a fresh optimizer."""
     from dmx.config.freeze import freeze_overrides
@@ -112,6 +117,7 @@ def finetune(
         allow_leak=allow_leak,
         strict=strict,
         recipe=recipe,
+        source_uri=source_store,
         name=name,
     )
     _run(lambda session: run_finetuning(request, session, uri=store))

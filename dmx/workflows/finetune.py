@@ -21,7 +21,7 @@ from dmx.workflows.checked import AnyContract, Checked, has_regions
 from dmx.workflows.identity import find_leaks, require_no_leak
 from dmx.workflows.inherited import difference_file, difference_table, differences, inherited, resolved
 from dmx.workflows.session import Session
-from dmx.workflows.start import Start, described_source, source_params, trained_tags
+from dmx.workflows.start import Start, across_stores, described_source, source_params, trained_tags
 from dmx.workflows.train import Trainee, run_training
 from dmx.workflows.trained import TrainedNetwork, open_network
 
@@ -45,6 +45,7 @@ class FinetuneRequest:
         allow_leak: Go on when validation cases were in the training of the source.
         strict: Refuse to freeze what is still as it was initialized.
         recipe: ``inherited`` or ``default``, see :func:`settings_for`; ``None``: as the experiment says.
+        source_uri: Store of the source; ``None``: that of the new run.
         name: Name of the run.
         settings: Settings instead of the file's, which need not be there then.
     """
@@ -57,6 +58,7 @@ class FinetuneRequest:
     allow_leak: bool = False
     strict: bool = False
     recipe: str | None = None
+    source_uri: str | None = None
     name: str | None = None
     settings: Mapping[str, Any] | None = None
 
@@ -67,7 +69,7 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     Args:
         request: What to fine-tune and how.
         session: Where, and whom to tell.
-        uri: Store of the source and of the new run; ``None``: as the experiment says.
+        uri: Store of the new run, and of the source unless the request names another; ``None``: as the experiment says.
 
     Raises:
         DmxError: Something that the user can mend, before the run exists whenever it can be known before.
@@ -78,7 +80,8 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
         raw["recipe"] = request.recipe
     if uri is not None:
         raw["tracking"] = {**(raw.get("tracking") or {}), "uri": uri}
-    store = open_store(tracking_uri(raw), session.root)
+    target = open_store(tracking_uri(raw), session.root)
+    store = target if request.source_uri is None else open_store(request.source_uri, session.root)
     trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
     experiment, notes = settings_for(raw, trained, path=request.experiment)
     checked = check_training(experiment, session)
@@ -92,7 +95,11 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
     leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
     told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
     start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
-    start = replace(start, tags={**start.tags, **leak_tags}, warnings=[*warnings, *told, *unknown])
+    start = replace(
+        start,
+        tags={**across_stores(start.tags, store.uri, target.uri), **leak_tags},
+        warnings=[*warnings, *told, *unknown],
+    )
     return run_training(checked, session, start=start, name=request.name, strict=request.strict)
 
 

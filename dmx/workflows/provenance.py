@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from dmx.cohort.case import Case
 from dmx.errors import RunError
 from dmx.tracking.lineage import Source, file_source_tags, source_tags
-from dmx.tracking.location import mask
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunInfo
 from dmx.transfer.freeze_apply import digest
@@ -18,7 +17,7 @@ from dmx.transfer.plan import TransferPlan
 from dmx.transfer.values import percent
 from dmx.workflows.identity import cannot_tell, find_leaks, require_no_leak
 from dmx.workflows.received import option_params, plan_texts
-from dmx.workflows.start import Start
+from dmx.workflows.start import Start, across_stores
 
 IN_PYTHON: Final = "dmx.weights"
 """Tag of a run that began with a module in Python, whose weights the run has from its first checkpoint on."""
@@ -256,11 +255,7 @@ def _tags(found: Lineage, files: Sequence[FileOrigin], *, experiment: str, store
             Source(run=one.run, checkpoint=one.checkpoint, sha256=one.sha256, share=found.shares.get(one.key, 0.0))
             for one in found.runs
         ]
-        tags |= source_tags(sources, experiment=experiment)
-        if found.runs[0].store != store:
-            # A parent of another store would be a link to nothing.
-            tags.pop("mlflow.parentRunId", None)
-            tags["dmx.source_store"] = mask(found.runs[0].store)
+        tags |= across_stores(source_tags(sources, experiment=experiment), found.runs[0].store, store)
     if found.num_changed:
         tags["dmx.source_changed"] = str(found.num_changed)
     return tags

@@ -9,6 +9,7 @@ from dmx.errors import RunError
 from dmx.model.image_network import packaged_weights
 from dmx.tracking.checkpoints import checkpoint_names
 from dmx.tracking.lineage import SOURCE_RUN, SOURCES, UNTRAINED
+from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.transfer.plan import TransferPlan
@@ -19,7 +20,7 @@ from dmx.workflows.provenance import IN_PYTHON
 from dmx.workflows.received import PLAN
 from dmx.workflows.session import Session
 from dmx.workflows.sources import OpenSource, file_source, run_source
-from dmx.workflows.start import Start
+from dmx.workflows.start import SOURCE_STORE, Start
 from dmx.workflows.train import Trainee, assemble_from, begin
 from dmx.workflows.trained import TrainedNetwork, open_network
 from dmx.workflows.transfer import Transfer, carry_out, keep_transferred, transferred_start
@@ -66,7 +67,9 @@ def start_again(run: ActiveRun, checked: Checked, session: Session) -> Trainee:
             return Trainee(run=info, reason="transferred", best_metric="", best_value=None, store=_uri(checked))
         checked, start = done.checked, done.start
     elif given:
-        checked, start = _from_source(run, checked, _opened(run.store, given[0], session.root))
+        place = info.tags.get(SOURCE_STORE)
+        store = run.store if place is None else open_store(place, session.root)
+        checked, start = _from_source(run, checked, _opened(store, given[0], session.root))
     else:
         start = Start(words="")
     return begin(run, assemble_from(start, checked, session), session, start=start)

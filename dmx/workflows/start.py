@@ -2,15 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from torch import Tensor
 
 from dmx.tracking.lineage import Source, source_tags
+from dmx.tracking.location import mask
 from dmx.tracking.session import ActiveRun
 from dmx.workflows.trained import TrainedNetwork
 
 _WARNING = "Warning: "
+
+SOURCE_STORE: Final = "dmx.source_store"
+"""Tag that names the store of the source run where it is another than the run's own."""
+
+PARENT: Final = "mlflow.parentRunId"
+
 Kind = Literal["train", "finetune", "transfer"]
 
 
@@ -98,6 +105,21 @@ def trained_tags(trained: TrainedNetwork, *, experiment: str | None = None) -> d
         "dmx.task": trained.experiment.task,
         **source_tags([source], experiment=experiment or trained.run.experiment),
     }
+
+
+def across_stores(tags: Mapping[str, str], source: str, target: str) -> dict[str, str]:
+    """Return the tags that name a source, which say its store where that is not the new run's.
+
+    MLflow nests runs within one store only: a parent of another one would be a link to nothing.
+
+    Args:
+        tags: Tags that name the source.
+        source: Address of its store.
+        target: Address of the store of the new run.
+    """
+    if source == target:
+        return dict(tags)
+    return {**{key: value for key, value in tags.items() if key != PARENT}, SOURCE_STORE: mask(source)}
 
 
 def described_source(trained: TrainedNetwork) -> dict[str, Any]:

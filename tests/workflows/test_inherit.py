@@ -192,3 +192,18 @@ def test_the_training_of_a_transfer_inherits_the_transfers_settings(project: Pat
             path=project / "t.yaml",
             allow_leak=True,
         )
+
+
+def test_the_source_may_be_in_another_store(project: Path, source: str, other: Path, migrated: Path) -> None:
+    mine = project / "mine/mlruns/mlflow.db"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(migrated.read_bytes())
+    path = project / "next.yaml"
+    path.write_text(yaml.safe_dump({"name": "balls", "cohort": {"manifest": other.name}, "training": {"epochs": 1}}))
+    theirs = open_store(root=project)
+    request = FinetuneRequest(experiment=path, run=source, allow_leak=True, source_uri=theirs.uri)
+    run = finetune(request, session(project), uri=f"sqlite:///{mine}").run
+    assert len(theirs.list_runs()) == 1
+    tags = open_store(f"sqlite:///{mine}", project).get_run(run.id).tags
+    assert (tags["dmx.source_run_id"], tags["dmx.source_store"]) == (source, theirs.uri)
+    assert "mlflow.parentRunId" not in tags
