@@ -165,6 +165,7 @@ def predict(
     device: str = "auto",
     name: str | None = None,
     overwrite: bool = False,
+    class_indices: bool = False,
     store: Store = None,
 ) -> Predicted:
     """Predict scans or images with a run's network, as a run; ``dmx predict``.
@@ -183,10 +184,11 @@ def predict(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.
         overwrite: Replace files that are there.
+        class_indices: Write the index of each class instead of its value in the label maps of the training.
         store: Run store, as for ``load_model``.
 
     Returns:
-        The run, and ``rows``: one mapping per case.
+        The run, ``rows``: one mapping per case, and ``label_values``: the class that each value is.
 
     Raises:
         DmxError: Something that can be mended, in one sentence.
@@ -205,6 +207,7 @@ def predict(
         uri=uri,
         name=name,
         overwrite=overwrite,
+        class_indices=class_indices,
     )
     return predict_by_task(request, Session(root=root, report=Logged()))
 
@@ -218,6 +221,7 @@ def evaluate(
     tolerance_mm: float = 1.0,
     surface: str = "elements",
     allow_leak: bool = False,
+    labels: Mapping[int | str, int | str] | None = None,
     settings: Settings | None = None,
     device: str = "auto",
     name: str | None = None,
@@ -233,13 +237,16 @@ def evaluate(
         tolerance_mm: Tolerance of the normalized surface Dice.
         surface: What distances are measured between: ``elements`` of the surface, or centers of ``voxels``.
         allow_leak: Score cases that were in the training, too.
+        labels: Value in the label maps of the cohort: class of the network, by name or index, e.g. ``{17: "Anterior",
+            53: "Posterior"}``, where the names of the classes do not say it. Of whole images and volumes the label.
         settings: The section ``prediction``, instead of the run's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.
         store: Run store, as for ``load_model``.
 
     Returns:
-        The run, ``rows`` per case and ``summary`` with intervals over subjects; of whole images and volumes also
+        The run, ``rows`` per case, ``paired_by`` and ``label_values`` (what the values in the label maps were taken
+        for), and ``summary`` with intervals over subjects; of whole images and volumes also
         ``scores``, what all together are worth.
 
     Raises:
@@ -257,6 +264,7 @@ def evaluate(
         device=device,
         uri=uri,
         name=name,
+        labels=None if labels is None else {str(value): str(label) for value, label in labels.items()},
     )
     return evaluate_by_task(request, Session(root=root, report=Logged()))
 

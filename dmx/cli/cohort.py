@@ -36,6 +36,14 @@ class Kind(Enum):
 
 
 Manifest = Annotated[Path, typer.Argument(help="Manifest (CSV) of the cohort.", show_default=False)]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="VALUE=CLASS,…",
+        help="Class of each value in the label maps where it is not the class's index, e.g. 4=enhancing.",
+    ),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Manifest to write.", show_default=False)]
 
 
@@ -55,6 +63,10 @@ def import_(
     roi: Annotated[str | None, typer.Option(help="Pattern of the rois.")] = None,
     weight: Annotated[list[str] | None, typer.Option(help="NAME=PATTERN of sampling weight maps; repeat it.")] = None,
     classes: Annotated[str, typer.Option(help="Names of the classes, background first, separated by commas.")] = "",
+    labels: Labels = None,
+    channel_names: Annotated[
+        str, typer.Option(help="Names of the channels of a dataset.json, in its order, separated by commas.")
+    ] = "",
     name: Annotated[str | None, typer.Option(help="Name of the cohort.")] = None,
     subject: Annotated[
         str | None, typer.Option(help="Regular expression whose group finds the subject in a case's name.")
@@ -80,6 +92,8 @@ def import_(
             patterns=patterns,
             split_dir=output.parent / f"{output.stem}_channels",
             classes=tuple(classes.split(",")) if classes else (),
+            channels=tuple(part.strip() for part in channel_names.split(",")) if channel_names else (),
+            labels=labels.split(",") if labels else (),
             name=name,
             subject=subject,
             progress=progress,
@@ -98,8 +112,8 @@ def import_(
 
 
 def _outputs(cohort: "Cohort") -> str:
-    names = cohort.regions.members or cohort.classes
-    words = f"{'regions' if cohort.regions else 'classes'} {', '.join(names) or 'not named'}"
+    names = ", ".join(cohort.regions.members) if cohort.regions else _class_words(cohort)
+    words = f"{'regions' if cohort.regions else 'classes'} {names}"
     return words if cohort.ignore is None else f"{words}, {cohort.ignore} ignored"
 
 
@@ -143,6 +157,7 @@ def check(
     fill: Annotated[
         list[str] | None, typer.Option(help="Channel that cases may lack, as the experiment fills it; repeat it.")
     ] = None,
+    labels: Labels = None,
     validation: Annotated[Path | None, typer.Option(help="Images for validation that another source has.")] = None,
     evaluation: Annotated[Path | None, typer.Option(help="Images for evaluation that another source has.")] = None,
     spacing: Annotated[
@@ -155,23 +170,29 @@ def check(
 ) -> None:
     """Read every file and list all that is wrong; exit code 2 on an error."""
     from dmx.cli.checked import print_findings, print_images
+    from dmx.cohort.findings import labels_hint
     from dmx.cohort.gather import lists_images
 
     more = {name: path for name, path in (("validation", validation), ("evaluation", evaluation)) if path is not None}
     report: CheckReport
     if lists_images(source):
-        if fill:
-            raise CohortError(f"--fill is for channels of scans, '{source}' lists images.")
-        if spacing:
-            raise CohortError(f"--spacing is for scans, '{source}' lists images.")
+        for option, given in (
+            ("fill is for channels of", fill),
+            ("labels is for", labels),
+            ("spacing is for", spacing),
+        ):
+            if given:
+                raise CohortError(f"--{option} scans, '{source}' lists images.")
         report = images = _check_images(source, more, fresh=fresh)
         print_images(images)
         print_findings(images, cases="images")
     else:
         if more:
             raise CohortError(f"--{next(iter(more))} is for images, '{source}' is a manifest: it has a column 'split'.")
-        report = _check_scans(source, fill or (), fresh=fresh)
+        report = _check_scans(source, fill or (), labels, fresh=fresh)
         print_findings(report)
+        if hint := labels_hint(report.errors):
+            err.print(escape(hint), soft_wrap=True)
         if spacing and not report.errors:
             _print_kept(source, spacing)
     if report.errors:
@@ -188,11 +209,14 @@ def _check_images(source: Path, more: "Mapping[str, Path]", *, fresh: bool) -> "
         return check_images(stimuli, others, fresh=fresh, progress=progress)
 
 
-def _check_scans(manifest: Path, fill: "Sequence[str]", *, fresh: bool) -> "CheckReport":
+def _check_scans(manifest: Path, fill: "Sequence[str]", labels: str | None, *, fresh: bool) -> "CheckReport":
     from dmx.cohort.check import check_cohort
+    from dmx.cohort.label_values import with_label_values
     from dmx.cohort.manifest import read_manifest
 
     cohort = read_manifest(manifest)
+    if labels:
+        cohort = with_label_values(cohort, labels.split(","), owner="--labels")
     for name in fill:
         if name not in cohort.channels:
             near = suggest(name, cohort.channels)
@@ -281,6 +305,14 @@ def split(
     for name in ("training", "validation", "evaluation"):
         cases = cohort.in_split(name)
         out.print(f"{name}: {_counted(len(cases), 'case')} of {_counted(len({c.subject for c in cases}), 'subject')}")
+
+
+def _class_words(cohort: "Cohort") -> str:
+    from dmx.cohort.label_values import values_text
+
+    if cohort.label_values:
+        return values_text(cohort.label_values, cohort.classes)
+    return ", ".join(cohort.classes) or "not named"
 
 
 def _counted(number: int, what: str) -> str:

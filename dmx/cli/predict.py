@@ -62,6 +62,12 @@ def predict(
         typer.Option("--features", metavar="LAYER[=FIRST-LAST]", help="Also write feature maps of a layer."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    class_indices: Annotated[
+        bool,
+        typer.Option(
+            "--class-indices", help="Write class indices 0, 1, …, not the values of the training's label maps."
+        ),
+    ] = False,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -89,6 +95,7 @@ def predict(
             uri=store,
             name=name,
             overwrite=overwrite,
+            class_indices=class_indices,
         )
         done = predict_by_task(request, session)
     seconds = sum(float(str(row["seconds"])) for row in done.rows)
@@ -139,6 +146,14 @@ def evaluate(
     surface: Annotated[
         str, typer.Option("--surface", help="Between what distances are: elements of the surface, or voxels' centers.")
     ] = "elements",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="VALUE=CLASS,…",
+            help="Class of each value in the cohort's label maps, e.g. 17=Anterior,53=Posterior; 0 is background.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -166,12 +181,24 @@ def evaluate(
             device=device,
             uri=store,
             name=name,
+            labels=None if labels is None else label_words(labels),
         )
         done = evaluate_by_task(request, session)
     if isinstance(done, Evaluated):
         _print_scores(done)
     else:
         _print_whole(done)
+
+
+def label_words(text: str) -> dict[str, str]:
+    """Return what ``--labels 17=Anterior,53=Posterior`` says."""
+    words: dict[str, str] = {}
+    for word in text.split(","):
+        value, equals, name = (part.strip() for part in word.partition("="))
+        if not (value and equals and name) or value in words:
+            raise ConfigError(f"--labels takes VALUE=CLASS,…, each value once, e.g. 17=Anterior, got '{word}'.")
+        words[value] = name
+    return words
 
 
 def _print_scores(done: "Evaluated") -> None:

@@ -61,6 +61,8 @@ class Cohort:
         label_classes: Names of what whole cases are (column ``label``); empty where labels are bare integers or absent.
         regions: Regions of the labels in the label maps, which may overlap; without members there are none.
         ignore: Label of voxels in the label maps that nobody annotated; ``None`` where all are.
+        label_values: Value in the label maps: index of its class; no other value is allowed then. Empty: the values are
+            the indices.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Cohort:
     label_classes: tuple[str, ...] = ()
     regions: Regions = field(default_factory=Regions)
     ignore: int | None = None
+    label_values: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def num_labels(self) -> int | None:

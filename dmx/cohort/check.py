@@ -1,9 +1,9 @@
 """The check of a cohort: every finding at once, before anybody waits for a training."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ class CheckReport:
         num_files: Files that were checked.
         findings: In the order of the manifest; what concerns several cases comes last.
         sha256: What each file held then; empty for one that could not be read.
+        label_counts: Voxels of each value in the label maps of cases for training, or of all where none is.
     """
 
     cohort: str
@@ -35,6 +36,7 @@ class CheckReport:
     num_files: int
     findings: tuple[Finding, ...]
     sha256: Mapping[Path, str]
+    label_counts: Mapping[int, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -63,6 +65,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     classes: Sequence[str] = (),
     fill: Collection[str] = (),
     labels: Mapping[int, int] | None = None,
+    complete: bool = False,
     channels: Sequence[str] | None = None,
     ignore: int | None = None,
     cache_dir: Path | None = None,
@@ -76,7 +79,9 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         num_classes: Labels must lie below it; the number of the cohort's classes by default.
         classes: Names of the classes; those of the cohort by default.
         fill: Channels that a case may lack, because the experiment says how they are filled.
-        labels: Class of each label in the files, for labels that are merged or dropped.
+        labels: Class of each label in the files, for labels that are merged or dropped; those of the manifest's note
+            ``# label_values:`` by default.
+        complete: With `labels`: no other label is allowed; otherwise they stay as they are.
         channels: Channels that are used; all by default. Files of others are not read.
         ignore: Label of voxels that nobody annotated, unless `labels` makes it a class; that of the cohort by default.
         cache_dir: Folder in which facts about files are kept by content; the user's cache by default.
@@ -90,7 +95,8 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         channels=used,
         fill=frozenset(fill),
         num_classes=num_classes if num_classes is not None else len(names) or cohort.num_labels,
-        labels=labels or {},
+        labels=cohort.label_values if labels is None else labels,
+        complete=bool(cohort.label_values) if labels is None else complete,
         ignore=None if ignored in (labels or {}) else ignored,
     )
     cases = [replace(case, channels={name: case.channels.get(name) for name in used}) for case in cohort.cases]
@@ -101,12 +107,29 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     findings = [
         *_unknown_channels(cohort, used),
         *(finding for case in cases for finding in case_findings(case, by_case[case.name], expected)),
-        *_absent_classes(cases, by_case, names, expected.labels),
+        *_absent_classes(cases, by_case, names, expected),
         *_subjects_in_two_splits(cases),
         *_duplicates(cases, by_case),
     ]
     digests = {path: fact.sha256 for (path, _), fact in facts.items()}
-    return CheckReport(cohort.name, len(cases), len(digests), tuple(findings), digests)
+    label_maps = [facts[path, "labels"] for path in _learned_label_maps(cases)]
+    return CheckReport(
+        cohort.name, len(cases), len(digests), tuple(findings), digests, label_counts=_label_counts(label_maps)
+    )
+
+
+def _learned_label_maps(cases: Sequence[Case]) -> list[Path]:
+    """Return the label maps that are learned from; all where no case is for training."""
+    learned = [case for case in cases if case.split == "training"] or cases
+    return [case.label_map for case in learned if case.label_map is not None]
+
+
+def _label_counts(facts: Sequence[FileFacts]) -> dict[int, int]:
+    counts: Counter[int] = Counter()
+    for fact in facts:
+        if fact.whole:
+            counts.update({int(value): count for value, count in fact.counts})
+    return dict(sorted(counts.items()))
 
 
 def _kind(column: str) -> Kind:
@@ -141,13 +164,13 @@ def _absent_classes(
     cases: Sequence[Case],
     facts: Mapping[str, Mapping[str, FileFacts]],
     classes: Sequence[str],
-    labels: Mapping[int, int],
+    expected: Expected,
 ) -> Iterator[Finding]:
     """Yield classes that no label map for training holds; without splits every label map counts."""
     where = " for training" if any(case.split == "training" for case in cases) else ""
     learned = [case for case in cases if case.split == "training"] or [case for case in cases if not case.split]
     found = {
-        labels.get(int(value), int(value))
+        expected.labels.get(int(value), -1 if expected.complete else int(value))
         for case in learned
         if case.label_map is not None
         for value, count in facts[case.name]["label_map"].counts

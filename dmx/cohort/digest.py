@@ -95,9 +95,10 @@ def cohort_digest(cohort: Cohort, *, cache_dir: Path | None = None) -> str:
         ]
         for case in cohort.cases
     )
-    # Cohorts without regions and ignored voxels keep the digest that they had before there were any.
+    # Cohorts without regions, ignored voxels and named values keep the digest that they had before there were any.
     said = [cohort.regions.as_dict(), cohort.ignore] if cohort.regions or cohort.ignore is not None else []
-    content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases, *said])
+    values = [sorted(cohort.label_values.items())] if cohort.label_values else []
+    content = json.dumps([sorted(cohort.channels), list(cohort.classes), cases, *said, *values])
     return hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 

@@ -1,6 +1,6 @@
 """What is wrong with the files of a case, judged from their facts. Pure functions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ _FORMS_APART = 0.1
 _SHEAR_DEGREES = 0.5
 _SIDES = (({"L", "R"}, "left and right"), ({"A", "P"}, "front and back"), ({"S", "I"}, "top and bottom"))
 _SHOWN_VALUES = 6
+_OTHER_LABELS = "must hold"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Expected:
         channels: Channels that are used.
         fill: Channels that a case may lack.
         num_classes: Number of classes; None where nobody said.
-        labels: Class of each label in the file; labels that are not named stay as they are.
+        labels: Class of each label in the file.
         ignore: Label of voxels that nobody annotated; None where all are.
+        complete: No other label is allowed; otherwise labels that are not named stay as they are.
     """
 
     channels: tuple[str, ...]
@@ -60,6 +62,17 @@ class Expected:
     num_classes: int | None
     labels: Mapping[int, int]
     ignore: int | None = None
+    complete: bool = False
+
+
+def labels_hint(findings: Iterable[Finding]) -> str:
+    """Return what to do where a label map has values that are no class; empty where none has."""
+    if not any(one.column == "label_map" and one.message.startswith(_OTHER_LABELS) for one in findings):
+        return ""
+    return (
+        "Say which class each value is: '--labels VALUE=CLASS,…' of 'dmx cohort import' writes it into the manifest, "
+        "cohort.labels is for one experiment."
+    )
 
 
 def case_findings(case: Case, facts: Mapping[str, FileFacts], expected: Expected) -> Iterator[Finding]:
@@ -228,15 +241,19 @@ def _labels(case: Case, fact: FileFacts, expected: Expected) -> Iterator[Finding
         yield Finding("error", case.name, "label_map", message)
         return
     classes = {
-        value: expected.labels.get(int(value), int(value)) for value, _ in fact.counts if value != expected.ignore
+        value: expected.labels.get(int(value), -1 if expected.complete else int(value))
+        for value, _ in fact.counts
+        if value != expected.ignore
     }
     highest = float("inf") if expected.num_classes is None else expected.num_classes - 1
     wrong = {value for value, label in classes.items() if not 0 <= label <= highest}
     if wrong:
         allowed = "whole numbers from 0" if expected.num_classes is None else f"the labels 0 to {highest}"
+        if expected.complete:
+            allowed = f"the labels {', '.join(map(str, sorted(expected.labels)))}"
         found = _some(fact, wrong.__contains__)
         mapped = " after cohort.labels was applied" if wrong & expected.labels.keys() else ""
-        yield Finding("error", case.name, "label_map", f"must hold {allowed}{mapped}, got {found}.")
+        yield Finding("error", case.name, "label_map", f"{_OTHER_LABELS} {allowed}{mapped}, got {found}.")
     elif fact.counts and not classes:
         message = f"holds only {expected.ignore}, the label of voxels that nobody annotated (ignore)."
         yield Finding("error", case.name, "label_map", message)

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from dmx.cohort.case import SPLITS, Case, Cohort
 from dmx.cohort.files import atomic_file
+from dmx.cohort.label_values import noted_values, values_text
 from dmx.cohort.labels import name_labels, number_text, parse_number
 from dmx.cohort.regions import read_ignore, read_regions, region_notes
-from dmx.cohort.text import csv_rows, read_text, shown
+from dmx.cohort.text import csv_rows, note_text, read_text, shown
 from dmx.errors import CohortError, suggest
 
 MISSING = "-"
 _PLAIN_COLUMNS = ("case", "subject", "label_map", "roi", "label", "split")
 _NAMED_COLUMNS = ("channel", "weight", "target")
 _FILES = ("channel_", "label_map", "roi", "weight_")
-_NOTES = ("cohort", "classes", "labels", "regions", "regions_class_order", "ignore")
+_NOTES = ("cohort", "classes", "labels", "label_values", "regions", "regions_class_order", "ignore")
 _NAME = re.compile(r"[\w.\-]([\w.\- ]*[\w.\-])?")
 _MAX_NAME = 120
 
@@ -62,6 +63,7 @@ def read_manifest(path: str | Path) -> Cohort:
         label_classes=label_classes,
         regions=read_regions(notes, owner, name_problem),
         ignore=read_ignore(notes, owner),
+        label_values=noted_values(notes.get("label_values", ""), classes, owner),
     )
 
 
@@ -89,6 +91,8 @@ def manifest_text(cohort: Cohort, path: str | Path) -> str:
     if cohort.classes:
         classes = check_classes(cohort.classes, f"Cohort '{cohort.name}'")
         text.write(f"# classes: {', '.join(classes)}\n")
+    if cohort.label_values:
+        text.write(f"# label_values: {values_text(cohort.label_values, cohort.classes)}\n")
     if cohort.label_classes:
         labels = _check_labels(cohort.label_classes, f"Cohort '{cohort.name}'")
         text.write(f"# labels: {', '.join(labels)}\n")
@@ -169,8 +173,9 @@ def _split_notes(path: Path, text: str) -> tuple[dict[str, str], list[str], int]
     """Return the leading ``# key: value`` notes, the other lines, and the row of the first of these."""
     lines = list(io.StringIO(text, newline=""))
     notes: dict[str, str] = {}
-    for row, line in enumerate(lines, start=1):
-        if line.strip() and not line.startswith("#"):
+    for row, written in enumerate(lines, start=1):
+        line = note_text(written)
+        if line.strip(",; ") and not line.startswith("#"):
             return notes, lines[row - 1 :], row
         key, colon, value = line.strip("# \t\r\n").partition(":")
         key = key.strip().lower()
@@ -191,8 +196,9 @@ def _columns(path: Path, row: int, header: Sequence[str]) -> tuple[str, ...]:
         got = f", got {mark}" if mark else f", got {list(header)}"
         raise _error(path, row, None, f"must be a header of columns separated by commas{got}")
     for index, column in enumerate(header):
-        if column in header[:index]:
-            raise _error(path, row, column, "must be there only once")
+        if not column or column in header[:index]:
+            problem = "must be there only once" if column else f"column {index + 1} has no name: name it, or remove it"
+            raise _error(path, row, column or None, problem)
         kind, underscore, name = column.partition("_")
         if underscore and kind in _NAMED_COLUMNS:
             if problem := name_problem(name):

@@ -39,21 +39,38 @@ def csv_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield row number and stripped cells of each row that is neither empty nor a comment.
 
+    Spreadsheets fill up all rows to the length of the longest: empty cells beyond the end of the header are left out.
+
     Args:
         lines: Lines with their ends.
         first: Row number of the first line.
         error: Makes the exception of a row from its number and what is wrong.
     """
     reader = csv.reader(lines, strict=True)
-    row = first
+    row, width = first, 0
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
             if any(stripped) and not stripped[0].startswith("#"):
+                while len(stripped) > width and not stripped[-1]:
+                    stripped.pop()
+                width = width or len(stripped)
                 yield row, stripped
             row = first + reader.line_num
     except csv.Error as problem:
         raise error(row, f"is not valid CSV ({problem}); check its quotation marks") from problem
+
+
+def note_text(line: str) -> str:
+    r"""Return a line ``# key: value`` without what a spreadsheet put around it: quotes, and cells that are empty.
+
+    >>> note_text('"# classes: background, lesion",,,\r\n'), note_text("# classes: background, lesion,,")
+    ('# classes: background, lesion', '# classes: background, lesion')
+    """
+    text = line.strip()
+    if text.startswith('"#'):
+        text = ",".join(next(csv.reader([text])))
+    return text.rstrip(",; \t") if text.startswith("#") else text
 
 
 def shown(text: str) -> str:

@@ -111,6 +111,18 @@ def read_series(path: str | Path) -> tuple[NDArray[Any], NiftiGrid]:
     return array.reshape((*header.grid.shape, -1), order="F"), header.grid
 
 
+def integer_type(highest: int, lowest: int = 0) -> np.dtype[Any]:
+    """Return the smallest type for label maps that holds these values; unsigned beyond 8 bits is not widely read.
+
+    >>> integer_type(255), integer_type(256), integer_type(3, -1), integer_type(100_000)
+    (dtype('uint8'), dtype('int16'), dtype('int16'), dtype('int32'))
+    """
+    for kind in (np.uint8, np.int16, np.int32):
+        if np.iinfo(kind).min <= lowest and highest <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return np.dtype(np.int64)
+
+
 def write_volume(path: str | Path, array: NDArray[Any], grid: NiftiGrid, *, dtype: DTypeLike) -> None:
     """Write a NIfTI file on a grid: complete or not at all, the same bytes for the same values.
 

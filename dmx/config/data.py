@@ -25,8 +25,9 @@ class CohortSection:
     """Channels in the order in which the network gets them; empty: all of the manifest, in its order."""
     classes: tuple[str, ...] = ()
     """Names of the classes, background first; empty: as the manifest says."""
-    labels: Mapping[int, int] = field(default_factory=dict)
-    """Label in the file: class index; labels that are not named stay as they are. Merges or drops classes."""
+    labels: Mapping[int, int | str] = field(default_factory=dict)
+    """Value in the label maps: its class, by index or name. Merges or drops classes. With indices, values that are not
+    listed stay as they are; with a name, other classes keep the values of the manifest, and no others are allowed."""
     regions: Mapping[str, int | tuple[int, ...]] | None = None
     """Region: the labels in the file that it consists of. Regions may overlap; the network gets one sigmoid output for
     each instead of a softmax over the classes (nnU-Net: lists in `labels`). Empty: as the manifest says; `{}`: none."""

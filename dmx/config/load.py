@@ -14,7 +14,7 @@ from dmx.config.findings import MAX_SHOWN, sentences
 from dmx.config.sections import Experiment
 from dmx.config.tasks import with_task_defaults
 from dmx.config.trust import trust_given
-from dmx.config.yaml_loader import MAX_DEPTH, parse_yaml, read_yaml
+from dmx.config.yaml_loader import MAX_DEPTH, dump_yaml, parse_yaml, read_yaml
 from dmx.errors import ConfigError
 
 _LARGEST_NUMBER = 10**18
@@ -185,7 +185,7 @@ def as_dict(experiment: Experiment) -> dict[str, Any]:
 
 def as_yaml(experiment: Experiment) -> str:
     """Return the resolved settings as YAML that :func:`load_experiment` accepts again."""
-    return yaml.safe_dump(as_dict(experiment), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return dump_yaml(as_dict(experiment))
 
 
 def as_changed_yaml(experiment: Experiment) -> str:
@@ -202,7 +202,7 @@ def as_changed_yaml(experiment: Experiment) -> str:
     changed = _changed(as_dict(experiment), as_dict(build_experiment(named)))
     for key in named.keys() & {"cohort", "stimuli"}:
         named[key] = {**_copy(named[key]), **changed.pop(key, {})}
-    return yaml.safe_dump(named | changed, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return dump_yaml(named | changed)
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""YAML as people mean it: no duplicate keys, no objects, ``off`` is a word and ``1e-3`` a number."""
+"""YAML as people mean it: no duplicate keys, no objects; scalars of YAML 1.2, where ``off`` and ``4:2`` are words.
+
+Beyond its core schema (https://yaml.org/spec/1.2.2/#103-core-schema), ``1_000`` is a number, and ``{4:2}`` a pair.
+"""
 
 import re
 from pathlib import Path
@@ -12,9 +15,12 @@ MAX_DEPTH = 50
 """Mappings and lists inside of each other."""
 _MAX_BYTES = 1_000_000
 # Digits may be matched in one way only: with two, a long row of them takes the square of its length.
+_NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _FLOAT = re.compile(
     r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
 )
+# YAML 1.1 takes 4:2 for a number of base 60, and 010 for one of base 8.
+_INT = re.compile(r"^[-+]?[0-9][0-9_]*$|^0o[0-7]+$|^0x[0-9a-fA-F]+$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 
 
@@ -39,6 +45,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that stands twice."""
+        node.value = [_pair(key, value) for key, value in node.value]
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -51,11 +58,52 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+def _pair(key: yaml.Node, value: yaml.Node) -> tuple[yaml.Node, yaml.Node]:
+    """Return what ``{4:2}`` means, which without a blank after the colon would be a key '4:2' that has no value."""
+    nothing = isinstance(value, yaml.ScalarNode) and value.value == "" and value.style is None
+    if not (nothing and isinstance(key, yaml.ScalarNode) and key.style is None):
+        return key, value
+    first, colon, second = key.value.partition(":")
+    if not (first and colon and second):
+        return key, value
+    return _plain_scalar(first, key), _plain_scalar(second, key)
+
+
+def _plain_scalar(text: str, like: yaml.Node) -> yaml.ScalarNode:
+    return yaml.ScalarNode(_tag(text), text, like.start_mark, like.end_mark)
+
+
+def _tag(text: str) -> str:
+    return next((tag for tag, pattern, _ in _RESOLVERS if pattern.match(text)), "tag:yaml.org,2002:str")
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """Return the number that a text is; a leading 0 means nothing."""
+    text = node.value.replace("_", "")
+    if not _INT.match(node.value):
+        raise yaml.constructor.ConstructorError(None, None, f"'{node.value}' is not a whole number", node.start_mark)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+_RESOLVERS = (
+    ("tag:yaml.org,2002:null", _NULL, ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", _BOOL, list("tTfF")),
+    ("tag:yaml.org,2002:int", _INT, list("-+0123456789")),
+    ("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789")),
+)
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in _RESOLVERS:
+    _Loader.add_implicit_resolver(_name, _pattern, _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what any reader, of YAML 1.1 or 1.2, takes for something else than a text."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*resolvers, *_Loader.yaml_implicit_resolvers.get(first, ())]
+    for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
 }
 
 
@@ -65,8 +113,11 @@ def _refuse(loader: _Loader, node: yaml.Node) -> None:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:binary", _refuse)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def dump_yaml(values: Any) -> str:
+    """Return plain values as YAML that :func:`parse_yaml` reads as the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 def parse_yaml(text: str) -> Any:

@@ -86,31 +86,52 @@ class ProbabilitySink:
         return held.to(self._dtype).cpu()
 
 
-def to_labels(probabilities_CIJK: Tensor, regions: Regions, dtype: torch.dtype) -> Tensor:
+def label_type(num_labels: int) -> torch.dtype:
+    """Return the smallest type that holds that many labels, 0 included."""
+    return torch.uint8 if num_labels <= 256 else torch.int16
+
+
+def to_labels(probabilities_CIJK: Tensor, regions: Regions) -> Tensor:
     """Return the label map [I, J, K] of probabilities: the most probable class, or the regions above a half."""
     if not regions:
-        return probabilities_CIJK.argmax(dim=0).to(dtype)
+        return probabilities_CIJK.argmax(dim=0).to(label_type(len(probabilities_CIJK)))
+    dtype = label_type(regions.highest + 1)
     empty = torch.zeros(probabilities_CIJK.shape[1:], dtype=dtype, device=probabilities_CIJK.device)
     labels: Tensor = regions.paint(probabilities_CIJK > 0.5, empty)
     return labels
 
 
 class LabelSink:
-    """Hold the label of each voxel only; the later of two overlapping tiles wins."""
+    """Hold the label of each voxel only; the later of two overlapping tiles wins.
+
+    Up to 256 classes take one byte per voxel, more take two.
+
+    Args:
+        shape: Volume size.
+        device: Where the result is gathered.
+        regions: Regions whose labels are held; without members the most probable class is.
+    """
 
     def __init__(self, shape: Triple, device: torch.device, regions: Regions) -> None:
+        self._shape = shape
+        self._device = device
         self._regions = regions
-        self._held = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._held: Tensor | None = None
 
     def add(self, tile: Tile, probabilities_CIJK: Tensor) -> None:
         """Take the output block of one tile."""
-        target, part = _clipped(tile, tuple(self._held.shape))  # type: ignore[arg-type]
-        block = probabilities_CIJK[(slice(None), *part)]
-        self._held[target] = to_labels(block, self._regions, self._held.dtype).to(self._held.device)
+        target, part = _clipped(tile, self._shape)
+        block = to_labels(probabilities_CIJK[(slice(None), *part)], self._regions)
+        if self._held is None:
+            self._held = torch.zeros(self._shape, dtype=block.dtype, device=self._device)
+        self._held[target] = block.to(self._held.device)
 
     def finish(self, roi: Tensor | None) -> Tensor:
         """Return the labels, background outside of the roi where one is given."""
-        return self._held.cpu() if roi is None else self._held.cpu() * (roi != 0).cpu()
+        if self._held is None:
+            raise ValueError("No tile was added.")
+        held = self._held.cpu()
+        return held if roi is None else held * (roi != 0).cpu()
 
 
 def gaussian(shape: Triple, device: torch.device) -> Tensor:

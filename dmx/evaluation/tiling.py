@@ -84,16 +84,17 @@ class Predictor:
         return _Job(self, channels_CIJK, roi, sink, features).run(progress)
 
     def labels(self, channels_CIJK: Tensor, *, roi: Tensor | None = None, progress: Progress | None = None) -> Tensor:
-        """Return the label of each voxel, uint8 [I, J, K]; background outside of the roi.
+        """Return the label of each voxel [I, J, K]; background outside of the roi.
 
         It is the most probable class; with regions, what :meth:`~dmx.cohort.regions.Regions.paint` makes of those above
         a half.
 
-        Without overlap no probability map of the volume is ever held: one byte per voxel is all it takes.
+        The type is uint8, int16 beyond 256 classes. Without overlap no probability map of the volume is ever held: one
+        or two bytes per voxel are all it takes.
         """
         if self.section.overlap > 0:
             found = self.probabilities(channels_CIJK, roi=roi, progress=progress)
-            return to_labels(found, self.regions, torch.uint8)
+            return to_labels(found, self.regions)
         shape = triple(channels_CIJK.shape[1:])
         return _Job(self, channels_CIJK, roi, lambda device: LabelSink(shape, device, self.regions), None).run(progress)
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from dmx.cohort.case import Case
+from dmx.cohort.label_values import class_index, named_values
+from dmx.cohort.labels import pair_classes
 from dmx.cohort.regions import Regions, checked_regions
 from dmx.cohort.volume import orientation, read_grid
 from dmx.config.sections import CohortSection, NormalizeSection, PreprocessSection
@@ -27,6 +29,10 @@ class Contract:
     Attributes:
         channels: Channels in the network's order.
         classes: Names of the classes, in segmentation background first; of a regression the targets.
+        labels: Label in the file: class index.
+        labels_complete: No other label is allowed; otherwise others stay as they are.
+        label_values: Value that predictions have for each class, that of the label maps learned from; empty: the class
+            indices.
         labels: Label in the file: class index; others stay as they are.
         regions: Regions of class indices, one output of the network for each; without members the classes exclude each
             other.
@@ -43,6 +49,8 @@ class Contract:
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     labels: Mapping[int, int] = field(default_factory=dict)
+    labels_complete: bool = False
+    label_values: tuple[int, ...] = ()
     regions: Regions = field(default_factory=Regions)
     ignore: int | None = None
     fill: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +86,16 @@ class Contract:
         """What a label map is scored for: name → class indices, of each region or of each class but the background."""
         return self.regions.members or {name: (index,) for index, name in enumerate(self.classes) if index}
 
+    def class_of(self, label: int) -> int | None:
+        """Return the class index of a label in the file; ``None``: it is no class."""
+        index = self.labels.get(label, None if self.labels_complete else label)
+        return index if index is not None and 0 <= index < len(self.classes) else None
+
+    @property
+    def written_values(self) -> tuple[int, ...]:
+        """Value that predictions have for each class."""
+        return self.label_values or tuple(range(len(self.classes)))
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         values = asdict(self)
@@ -102,6 +120,8 @@ class Contract:
                 channels=tuple(values["channels"]),
                 classes=tuple(values["classes"]),
                 labels={int(label): int(index) for label, index in values["labels"].items()},
+                labels_complete=bool(values.get("labels_complete", False)),
+                label_values=tuple(int(value) for value in values.get("label_values", ())),
                 regions=Regions.from_dict(values["regions"]) if values.get("regions") else Regions(),
                 ignore=None if values.get("ignore") is None else int(values["ignore"]),
                 fill={name: float(value) for name, value in values["fill"].items()},
@@ -115,8 +135,13 @@ class Contract:
             raise CheckpointError(f"the preprocessing contract cannot be read: {error!r}.") from error
 
     def key(self) -> str:
-        """Return a hash of everything in it, 32 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:32]
+        """Return a hash of everything in it that decides what the network sees, 32 hexadecimal digits."""
+        values = self.as_dict()
+        # Cases that were prepared before there were these are found again.
+        del values["label_values"]
+        if not self.labels_complete:
+            del values["labels_complete"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _plain(value: Any) -> Any:
@@ -157,13 +182,14 @@ def _preprocess(values: Mapping[str, Any]) -> PreprocessSection:
     )
 
 
-def resolve_contract(
+def resolve_contract(  # noqa: PLR0913 - what a cohort says, each by its name
     section: CohortSection,
     preprocess: PreprocessSection,
     *,
     cases: Sequence[Case],
     channels: Sequence[str],
     classes: Sequence[str],
+    label_values: Mapping[int, int] | None = None,
     compatibility: Literal["none", "deepmedic"] = "none",
 ) -> Contract:
     """Return the contract of an experiment, without padding; ``median`` becomes a voxel size.
@@ -174,6 +200,7 @@ def resolve_contract(
         cases: Training cases; only their headers are read, and only for the median.
         channels: Channels of the cohort.
         classes: Classes of the cohort.
+        label_values: Value in its label maps: index of the class; without any the values are the indices.
         compatibility: As in the experiment.
     """
     chosen = tuple(section.channels) or tuple(channels)
@@ -182,11 +209,13 @@ def resolve_contract(
         resolved: Spacing | None = median_spacing(cases, channels=chosen, orientation_=preprocess.orientation)
     else:
         resolved = None if isinstance(spacing, str) else spacing
-    regions = section_regions(section)
+    labels, complete = resolve_labels(section, classes, label_values or {})
+    regions = section_regions(section, labels)
     return Contract(
         channels=chosen,
         classes=tuple(section.classes) or tuple(classes) or unnamed_classes(regions),
-        labels=dict(section.labels),
+        labels=labels,
+        labels_complete=complete,
         regions=regions,
         ignore=section.ignore,
         fill=dict(section.fill),
@@ -196,7 +225,7 @@ def resolve_contract(
     )
 
 
-def section_regions(section: CohortSection) -> Regions:
+def section_regions(section: CohortSection, labels: Mapping[int, int]) -> Regions:
     """Return the regions of class indices that an experiment names, whose labels are those of the files.
 
     Raises:
@@ -205,12 +234,66 @@ def section_regions(section: CohortSection) -> Regions:
     if not section.regions:
         return Regions()
     members = {name: (v,) if isinstance(v, int) else tuple(v) for name, v in section.regions.items()}
-    return checked_regions(members, section.regions_class_order, "cohort.regions").mapped(section.labels)
+    return checked_regions(members, section.regions_class_order, "cohort.regions").mapped(labels)
 
 
 def unnamed_classes(regions: Regions) -> tuple[str, ...]:
     """Return names of the labels that regions are made of, where nobody named them; empty without regions."""
     return ("background", *(f"label_{k}" for k in range(1, regions.highest + 1))) if regions else ()
+
+
+def resolve_labels(
+    section: CohortSection, classes: Sequence[str], label_values: Mapping[int, int]
+) -> tuple[dict[int, int], bool]:
+    """Return the class index of each value in label maps, and whether no other value is allowed.
+
+    Classes that the experiment names are those of the cohort with the same name, whatever their order; where no name
+    is the same they are new names, in the same order.
+
+    Args:
+        section: The experiment's cohort section.
+        classes: Classes of the cohort.
+        label_values: Value in its label maps: index of the class; empty: the values are the indices.
+
+    Raises:
+        CohortError: A class is named that there is not.
+    """
+    names = tuple(section.classes) or tuple(classes)
+    base, complete = dict(label_values), bool(label_values)
+    if section.classes and classes and tuple(section.classes) != tuple(classes):
+        pairing = pair_classes(classes, names)
+        own = label_values or {k: k for k in range(len(classes))}
+        paired = {value: k for value, index in own.items() if (k := pairing.index[index]) is not None}
+        if label_values or (pairing.by != "position" and any(value for value in paired)):
+            base, complete = paired, True
+    if any(isinstance(name, str) for name in section.labels.values()):
+        stated = {value: class_index(name, names, "cohort.labels") for value, name in section.labels.items()}
+        own = base if complete else {k: k for k in range(len(names))}
+        return named_values(own, stated), True
+    return base | {value: int(index) for value, index in section.labels.items()}, complete
+
+
+def with_written_values(contract: Contract, found: Iterable[int]) -> Contract:
+    """Return the contract of a training with the values that its predictions have.
+
+    Args:
+        contract: The contract.
+        found: Values that the label maps hold. Of several values of one class the lowest is written.
+    """
+    written: dict[int, int] = {}
+    for values in (found, contract.labels if contract.labels_complete else ()):
+        for value in sorted(values, key=lambda v: (v < 0, v)):
+            index = None if value == contract.ignore else contract.class_of(value)
+            if index is not None and (index in written or value not in written.values()):
+                written.setdefault(index, value)
+    count = len(contract.classes)
+    for index in range(count):
+        if index not in written:
+            # No label map has this class: its own index, unless that is the value of another class.
+            free = index not in written.values()
+            written[index] = index if free else 1 + max(*written.values(), count)
+    values = tuple(written[index] for index in range(count))
+    return replace(contract, label_values=() if values == tuple(range(count)) else values)
 
 
 def median_spacing(cases: Sequence[Case], *, channels: Sequence[str], orientation_: str = "RAS") -> Spacing:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from dmx.cohort.case import Case
 from dmx.cohort.grid import NiftiGrid
+from dmx.cohort.label_values import values_text
 from dmx.cohort.regions import IGNORED
-from dmx.cohort.volume import read_grid, read_volume
+from dmx.cohort.volume import integer_type, read_grid, read_volume
 from dmx.errors import CohortError
 from dmx.preprocess.contract import Contract, first_channel
 from dmx.preprocess.kept import class_volumes
@@ -171,19 +172,20 @@ def class_indices(labels: NDArray[Any], contract: Contract, *, case: str, path: 
     """
     whole = np.rint(labels).astype(np.int64)
     found = np.unique(whole)
-    indices = np.array([contract.labels.get(int(label), int(label)) for label in found])
-    ignored = found == contract.ignore
-    wrong = found[~ignored & ((indices < 0) | (indices >= len(contract.classes)))]
-    if wrong.size:
+    known = [IGNORED if label == contract.ignore else contract.class_of(int(label)) for label in found]
+    if None in known:
+        wrong = found[known.index(None)]
+        allowed = f"0 to {len(contract.classes) - 1} ({', '.join(contract.classes)})"
+        if contract.labels_complete:
+            allowed = values_text(contract.labels, contract.classes)
         raise CohortError(
-            f"case '{case}': '{path}' has the label {wrong[0]}, allowed are 0 to "
-            f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class in the manifest, or map the "
-            "label in cohort.labels; voxels that nobody annotated have the label cohort.ignore."
+            f"case '{case}': '{path}' has the label {wrong}, allowed are {allowed}. Name the class in the manifest, or "
+            "map the label in cohort.labels; voxels that nobody annotated have the label cohort.ignore."
         )
-    indices[ignored] = IGNORED
-    dtype: Any = np.uint8 if len(contract.classes) <= 256 else np.int16
+    indices = np.array(known)
+    dtype = integer_type(len(contract.classes) - 1)
     if contract.ignore is not None:
-        dtype = np.int8 if len(contract.classes) <= 128 else np.int16
+        dtype = np.dtype(np.int8 if len(contract.classes) <= 128 else np.int16)
     classes: NDArray[Any] = indices[np.searchsorted(found, whole)].astype(dtype)
     return classes
 

@@ -23,7 +23,7 @@ from dmx.workflows.score_inputs import known_inputs
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_network
-from dmx.workflows.volumes import check_scans, with_ignored
+from dmx.workflows.truth_labels import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +136,10 @@ def _scorer(request: AblateRequest, trained: TrainedNetwork, device: torch.devic
         inputs = known_inputs(trained, request.cohort, split=request.split, device=device, session=session)
         return WholeScorer(trained=trained, inputs=inputs, device=device, session=session)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
-    trained = with_ignored(trained, cohort)
-    check_scans(cohort, trained.contract, session, with_labels=True)
+    truth = read_truth(trained, cohort, request.cohort, given=None, session=session)
     return LabelMapScorer(
         trained=trained,
+        truth=truth.contract,
         cohort=cohort,
         split=split,
         predictor=scoring_predictor(trained, request.settings, device, session=session),

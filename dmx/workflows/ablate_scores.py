@@ -14,6 +14,7 @@ from dmx.evaluation.paired import PairedDifference, paired_difference
 from dmx.evaluation.scores import measure
 from dmx.evaluation.summary import summarize
 from dmx.evaluation.surface import ELEMENTS
+from dmx.preprocess.contract import Contract
 from dmx.tracking.session import ActiveRun
 from dmx.workflows.evaluate import log_scored_cohort, score_prediction
 from dmx.workflows.evaluate_scores import log_scored_inputs, truth_rows
@@ -84,9 +85,10 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMapScorer:
-    """Scores predicted label maps on the grids of the scans."""
+    """Scores predicted label maps on the grids of the scans; ``truth`` says how the cases' own are read."""
 
     trained: Trained
+    truth: Contract
     cohort: Cohort
     split: str
     predictor: CasePredictor
@@ -102,7 +104,7 @@ class LabelMapScorer:
         rows: list[Row] = []
         for number, case in enumerate(self.cohort.cases):
             self.session.report.progress(what, number, len(self.cohort.cases))
-            found = score_prediction(case, self.predictor(case), self.trained.contract, surface=ELEMENTS)
+            found = score_prediction(case, self.predictor(case), self.truth, surface=ELEMENTS)
             rows.append({"case": run.hide(case.name), "subject": run.hide(case.subject), **found.scores})
         self.session.report.progress(what, len(self.cohort.cases), len(self.cohort.cases))
         summary = summarize(rows, [str(row["subject"]) for row in rows], resamples=1)

@@ -11,7 +11,7 @@ from dmx.config.sections import Experiment
 from dmx.errors import CohortError, ConfigError
 from dmx.geometry import SegmentPlan, triple
 from dmx.model.network import Network
-from dmx.preprocess.contract import Contract
+from dmx.preprocess.contract import Contract, with_written_values
 from dmx.sampling.sampler import SegmentSampler
 from dmx.training.device import resolve_device, resolve_devices
 from dmx.training.losses import Loss
@@ -96,7 +96,8 @@ def _check_segments(
         data.cohort,
         classes=data.contract.classes,
         fill=experiment.cohort.fill,
-        labels=experiment.cohort.labels,
+        labels=data.contract.labels,
+        complete=data.contract.labels_complete,
         channels=data.contract.channels,
         ignore=data.contract.ignore,
         progress=session.progress("checking files"),
@@ -105,7 +106,7 @@ def _check_segments(
     return CheckedSegments(
         experiment=experiment,
         data=data,
-        contract=padded(data.contract, plan),
+        contract=with_written_values(padded(data.contract, plan), findings.label_counts),
         network=network,
         plan=plan,
         settings=_settings(experiment, data.contract, freeze),

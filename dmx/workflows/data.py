@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import CheckReport
-from dmx.cohort.findings import Finding
+from dmx.cohort.findings import Finding, labels_hint
 from dmx.cohort.manifest import read_manifest
 from dmx.cohort.splits import k_fold
 from dmx.config.sections import CohortSection, Experiment
@@ -61,7 +61,8 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
         experiment.preprocess,
         cases=training or cohort.cases,
         channels=known_channels(section.channels, cohort.channels),
-        classes=section.classes or cohort.classes,
+        classes=cohort.classes,
+        label_values=cohort.label_values,
         compatibility=experiment.compatibility,
     )
     check_names(contract)
@@ -95,9 +96,10 @@ def _check_regions(contract: Contract) -> None:
             f"cohort.regions names the label {contract.regions.highest}, the classes are 0 to "
             f"{len(contract.classes) - 1} ({', '.join(contract.classes)}). Name the class, or leave the label out."
         )
-    if contract.ignore is not None and 0 <= contract.ignore < len(contract.classes):
+    ignored = None if contract.ignore is None else contract.class_of(contract.ignore)
+    if ignored is not None:
         raise ConfigError(
-            f"cohort.ignore is {contract.ignore}, which is the class '{contract.classes[contract.ignore]}'. Voxels "
+            f"cohort.ignore is {contract.ignore}, which is the class '{contract.classes[ignored]}'. Voxels "
             "that nobody annotated must have a label of their own."
         )
 
@@ -187,9 +189,10 @@ def require_no_errors(findings: CheckReport, session: Session) -> None:
         )
         more = len(findings.errors) - _FINDINGS_SHOWN
         rest = f"; and {more} more" if more > 0 else ""
+        hint = labels_hint(findings.errors)
         raise CohortError(
             f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
-            "See all of them with 'dmx cohort check'."
+            f"See all of them with 'dmx cohort check'.{f' {hint}' if hint else ''}"
         )
     alike: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings.warnings:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +35,8 @@ from dmx.workflows.reads import own_source
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
-from dmx.workflows.volumes import (
-    CasePredictor,
-    NativePrediction,
-    case_predictor,
-    check_scans,
-    require_channels,
-    with_ignored,
-)
+from dmx.workflows.truth_labels import read_truth
+from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, require_channels
 
 _OVERLAYS = 4
 
@@ -62,6 +56,8 @@ class EvaluateRequest:
         device: Where to predict.
         uri: Run store.
         name: Name of the run.
+        labels: Value in the label maps of the cohort: class of the network, by name or index, where the names of the
+            classes do not say it. Of whole images and volumes the label, by its name or number.
     """
 
     run: str
@@ -74,6 +70,7 @@ class EvaluateRequest:
     device: str = "auto"
     uri: str | None = None
     name: str | None = None
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +85,9 @@ class Evaluated:
         classes: Classes without the background, or regions.
         rows: Scores of each case.
         table: Means with confidence intervals over subjects, and what they are the means of.
+        paired_by: How the cohort's classes were paired with the network's: ``names``, ``position``, ``given`` or
+            ``training`` (the cohort names none).
+        label_values: Class that each value in the label maps was read as.
     """
 
     run: RunInfo
@@ -97,6 +97,8 @@ class Evaluated:
     classes: tuple[str, ...]
     rows: Sequence[Row]
     table: ScoreTable
+    paired_by: str = "names"
+    label_values: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> Mapping[str, Summary]:
@@ -115,8 +117,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
-    trained = with_ignored(trained, cohort)
-    check_scans(cohort, trained.contract, session, with_labels=True)
+    truth = read_truth(trained, cohort, request.cohort, given=request.labels, session=session)
     predictor = scoring_predictor(trained, request.settings, device, session=session)
     new = NewRun(
         experiment=trained.run.experiment,
@@ -129,7 +130,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
             "cases": len(cohort.cases),
             "surface": request.surface.kind,
             "tolerance_mm": request.surface.tolerance_mm,
-            **source_params(trained),
+            **(truth.params() | source_params(trained)),
         },
         tags={**trained_tags(trained), **leak_tags},
     )
@@ -139,12 +140,11 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         session.keeping(run, hiding(trained.experiment, cohort.cases, session.root)),
     ):
         digest = log_scored_cohort(run, cohort, request.settings, session)
-        scoring = _Scoring(trained, predictor, request.surface)
+        scoring = _Scoring(trained, truth.contract, predictor, request.surface)
         rows = []
         for number, case in enumerate(cohort.cases, 1):
             session.report.progress("evaluating", number - 1, len(cohort.cases))
-            row = scoring.score(case, run)
-            rows.append(row)
+            rows.append(row := scoring.score(case, run))
             run.log_metrics({"case/dice": dice} if isinstance(dice := row["dice/mean"], float) else {}, number)
         session.report.progress("evaluating", len(cohort.cases), len(cohort.cases))
         subjects, seed = [case.subject for case in cohort.cases], trained.experiment.seed
@@ -152,7 +152,15 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         scoring.log(run, rows, table)
         log_on_scored_run(run, trained, cohort.name, table.main_metrics(), request)
         return Evaluated(
-            run=run.info, cohort=cohort.name, split=split, digest=digest, classes=classes, rows=rows, table=table
+            paired_by=truth.by,
+            label_values=truth.values,
+            run=run.info,
+            cohort=cohort.name,
+            split=split,
+            digest=digest,
+            classes=classes,
+            rows=rows,
+            table=table,
         )
 
 
@@ -276,6 +284,12 @@ def score_prediction(
 ) -> ScoredCase:
     """Score what was predicted for a case on the grid of its scan.
 
+    Args:
+        case: The case.
+        found: What was predicted.
+        contract: How its label map is read; see :func:`~dmx.workflows.truth_labels.truth_labels`.
+        surface: How distances between surfaces are measured.
+
     Raises:
         CohortError: The case has no label map, or one that cannot be read.
     """
@@ -297,8 +311,9 @@ def score_prediction(
 class _Scoring:
     """Scores cases and keeps what the figures need."""
 
-    def __init__(self, trained: Trained, predictor: CasePredictor, surface: SurfaceDefinition) -> None:
+    def __init__(self, trained: Trained, truth: Contract, predictor: CasePredictor, surface: SurfaceDefinition) -> None:
         self._trained = trained
+        self._truth = truth
         self._predictor = predictor
         self._surface = surface
         count = len(trained.contract.classes)
@@ -309,7 +324,7 @@ class _Scoring:
         """Predict and score one case."""
         contract = self._trained.contract
         found = self._predictor(case)
-        scored = score_prediction(case, found, contract, surface=self._surface)
+        scored = score_prediction(case, found, self._truth, surface=self._surface)
         self._confusion += confusion_counts(
             scored.truth, found.labels, num_classes=len(contract.classes), roi=scored.roi
         )

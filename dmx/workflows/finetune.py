@@ -191,7 +191,8 @@ def _of_targets(contract: AnyContract) -> bool:
 
 def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
     """Return a contract whose classes or targets have the order of the source's."""
-    index = {contract.outputs.index(name): outputs.index(name) for name in outputs}
+    order = [contract.outputs.index(name) for name in outputs]
+    index = {old: new for new, old in enumerate(order)}
     labels = {label: index[k] for label, k in contract.labels.items()}
     if isinstance(contract, Contract) and contract.regions:
         raise ConfigError(
@@ -199,8 +200,10 @@ def _reordered(contract: AnyContract, outputs: tuple[str, ...]) -> AnyContract:
             "Set cohort.regions and cohort.regions_class_order in that order."
         )
     if isinstance(contract, Contract):
-        rest = {k: new for k, new in index.items() if k not in contract.labels}
-        return replace(contract, classes=outputs, labels={**rest, **labels})
+        if not contract.labels_complete:
+            labels = {k: new for k, new in index.items() if k not in contract.labels} | labels
+        written = tuple(contract.written_values[k] for k in order)
+        return replace(contract, classes=outputs, labels=labels, label_values=written)
     if contract.targets:
         return replace(contract, targets=outputs)
     return replace(contract, classes=outputs, labels=labels)
@@ -237,7 +240,8 @@ def _changed_preprocessing(ours: AnyContract, theirs: AnyContract) -> dict[str, 
 
 def _preprocessing(contract: AnyContract) -> dict[str, Any]:
     """Return how cases are prepared, with the voxel size that ``median`` came to."""
-    skipped = ("channels", "classes", "labels", "regions", "ignore", "targets", "fill", "spacing")
+    labels = ("classes", "labels", "labels_complete", "label_values", "regions", "ignore")
+    skipped = ("channels", *labels, "targets", "fill", "spacing")
     values = contract.as_dict()
     values = resolved(values, contract) if isinstance(contract, Contract) else values
     return {key: value for key, value in values.items() if key not in skipped}

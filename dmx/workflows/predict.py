@@ -10,9 +10,10 @@ import numpy as np
 
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.splits import k_fold
-from dmx.cohort.volume import write_volume
+from dmx.cohort.volume import integer_type, write_volume
 from dmx.config.sections import PredictionSection
 from dmx.errors import CohortError, ConfigError, ModelError
+from dmx.preprocess.contract import Contract
 from dmx.tracking.history import write_table
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
@@ -47,6 +48,8 @@ class PredictRequest:
         uri: Run store.
         name: Name of the run.
         overwrite: Replace files that are there.
+        class_indices: Write the index of each class, instead of the value that it has in the label maps that the
+            network was trained on.
     """
 
     run: str
@@ -61,6 +64,7 @@ class PredictRequest:
     uri: str | None = None
     name: str | None = None
     overwrite: bool = False
+    class_indices: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +74,12 @@ class Predicted:
     Attributes:
         run: The run of the prediction.
         rows: One mapping per case: file, seconds, volume of each class or region in ml.
+        label_values: Class that each value in the label maps is; empty where there are none.
     """
 
     run: RunInfo
     rows: Sequence[Mapping[str, object]]
+    label_values: Mapping[int, str] = field(default_factory=dict)
 
 
 def predict(request: PredictRequest, session: Session) -> Predicted:
@@ -98,12 +104,17 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         session=session,
     )
     hide = hiding(trained.experiment, cohort.cases, session.root)
+    values = written_values(trained.contract, request)
+    words = ", ".join(f"{value}={name}" for value, name in values.items())
+    if list(values) != list(range(len(values))):
+        session.report.say(f"The label maps have the values of the training's: {words}.")
     new = NewRun(
         experiment=trained.run.experiment,
         kind="predict",
         words=hide(cohort.name),
         name=request.name,
-        params={"cohort": hide(cohort.name), "cases": len(cohort.cases), **source_params(trained)},
+        params={"cohort": hide(cohort.name), "cases": len(cohort.cases), "labels.values": words}
+        | source_params(trained),
         tags=trained_tags(trained),
     )
     with (
@@ -117,7 +128,13 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
             run.log_metrics({"time/case": float(str(rows[-1]["seconds"]))}, number)
         session.report.progress("predicting", len(cohort.cases), len(cohort.cases))
         _log(run, rows)
-        return Predicted(run=run.info, rows=rows)
+        return Predicted(run=run.info, rows=rows, label_values=values)
+
+
+def written_values(contract: Contract, request: PredictRequest) -> dict[int, str]:
+    """Return the value that each class gets in the label maps: the name of the class by value."""
+    values = range(len(contract.classes)) if request.class_indices else contract.written_values
+    return dict(zip(values, contract.classes, strict=True))
 
 
 def cohort_of_run(manifest: Path | None, trained: TrainedNetwork) -> Cohort:
@@ -141,6 +158,12 @@ def cohort_of_run(manifest: Path | None, trained: TrainedNetwork) -> Cohort:
     if section.fold is not None:
         return k_fold(cohort, fold=section.fold, folds=section.folds, seed=trained.experiment.seed)
     return cohort
+
+
+def is_own_cohort(manifest: Path | None, trained: TrainedNetwork) -> bool:
+    """Return whether a manifest, or ``None``, is that of the training of a network."""
+    own = trained.experiment.cohort.manifest
+    return manifest is None or (bool(own) and manifest.resolve() == Path(own).resolve())
 
 
 def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str | None) -> Cohort:
@@ -237,7 +260,9 @@ def _predict_case(case: Case, predictor: CasePredictor, request: PredictRequest,
     found = predictor(case)
     outputs, scored = trained.contract.outputs, trained.contract.scored
     files = _files(case, request, outputs)
-    write_volume(files["segmentation"], found.labels, found.grid, dtype=found.labels.dtype)
+    values = np.array(list(written_values(trained.contract, request)))
+    kind = integer_type(int(values.max()), int(values.min()))
+    write_volume(files["segmentation"], values.astype(kind)[found.labels], found.grid, dtype=kind)
     if found.probabilities is not None:
         for name, one in zip(outputs, found.probabilities, strict=True):
             write_volume(files[name], one, found.grid, dtype=np.float32)

@@ -87,6 +87,7 @@ class CasePredictor:
             CohortError: The case cannot be read.
             ModelError: The network or the memory cannot take it.
         """
+        # Truth is read elsewhere: its values may be those of another study.
         prepared = preprocess_case(case.unmapped(), self.trained.contract)
         channels = torch.from_numpy(prepared.channels)
         roi = None if prepared.roi is None else torch.from_numpy(prepared.roi)
@@ -166,14 +167,6 @@ def require_channels(cohort: Cohort, contract: AnyContract, *, owner: str) -> No
             )
 
 
-def with_ignored(trained: Trained, cohort: Cohort) -> Trained:
-    """Return the network with the label that voxels have in a cohort's label maps where nobody annotated them."""
-    contract = trained.contract
-    if cohort.ignore is None or cohort.ignore in contract.labels:
-        return trained
-    return replace(trained, contract=replace(contract, ignore=cohort.ignore))
-
-
 def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_labels: bool) -> None:
     """Check the files that will be read.
 
@@ -186,6 +179,7 @@ def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_la
         classes=contract.classes,
         fill=contract.fill,
         labels=contract.labels,
+        complete=contract.labels_complete,
         channels=contract.channels,
         ignore=contract.ignore,
         progress=session.progress("checking files"),

@@ -109,7 +109,7 @@ def test_import_takes_patterns_and_descriptions(make_cohort: Make, tmp_path: Pat
     }
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     text = run("import", tmp_path, "-o", tmp_path / "m.csv", "--name", "mine")
-    assert "1 test cases without label map are left out" in text
+    assert "1 test case without label map: left out" in text
     assert read_manifest(tmp_path / "m.csv").name == "mine"
 
 
@@ -125,3 +125,25 @@ def test_the_command_loads_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numpy", "nibabel", "matplotlib", "mlflow", "scipy"} & set(loaded)
     assert "typer" in loaded
+
+
+def test_values_that_are_no_index_are_named_at_import_or_check(
+    make_cohort: Make, write_scan: Write, tmp_path: Path
+) -> None:
+    labels = np.zeros((6, 5, 4), np.uint8)
+    labels[1:3, 2, 1:4] = 255
+    for index in range(3):
+        labels[4, 4, index] = 255
+        write_scan(f"scans/{index}_labels.nii.gz", labels)
+    cohort = make_cohort()
+    for index in range(3):
+        write_scan(f"scans/{index}_labels.nii.gz", np.roll(labels, index, 0))
+    write_manifest(cohort, tmp_path / "m.csv")
+    text = run("check", tmp_path / "m.csv", code=2)
+    assert "must hold the labels 0 to 1, got 255" in text
+    assert text.count("'--labels VALUE=CLASS,…' of 'dmx cohort import'") == 1
+    run("check", tmp_path / "m.csv", "--labels", "255=lesion")
+    patterns = ["--channel", "t1={subject}_t1.nii.gz", "--label-map", "{subject}_labels.nii.gz"]
+    text = run("import", tmp_path / "scans", "-o", tmp_path / "n.csv", *patterns, "--labels", "255=lesion")
+    assert "classes 0=background, 255=lesion" in text
+    run("check", tmp_path / "n.csv")

@@ -45,7 +45,7 @@ def test_a_decathlon_scan_of_several_channels_is_split(tmp_path: Path, write_sca
     cohort = imported.cohort
     assert (cohort.name, cohort.channels) == ("Brain", ("FLAIR", "T1_C"))
     assert cohort.classes == ("background", "edema", "enhancing_tumor")
-    assert imported.notes == ("1 test cases without label map are left out.",)
+    assert imported.notes == ("1 test case without label map: left out.",)
     assert calls == [(1, 1)]
     case = cohort.cases[0]
     assert (case.name, case.subject, case.split) == ("b1", "b1", "")
@@ -136,7 +136,7 @@ def test_nnunet_lists_are_read(tmp_path: Path) -> None:
         ({"labels": None}, "must name its classes"),
         ({"modality": None}, "must name its channels"),
         ({"modality": {"0": "a", "2": "b"}}, "from 0 without gaps"),
-        ({"modality": {"0": "a", "1": "a"}}, "must have different names"),
+        ({"modality": {"0": "a", "1": "?"}}, "must have different names"),
         ({"training": [{"image": "a.nii.gz"}]}, "training case 0: must name an 'image' and a 'label'"),
         ({"training": []}, "describes no training cases"),
         ({**NNUNET, "file_ending": ".nrrd"}, "must describe NIfTI files .* got '.nrrd'"),
@@ -147,14 +147,12 @@ def test_a_wrong_dataset_json_is_one_sentence(tmp_path: Path, changes: dict[str,
         read(write_json(tmp_path / "d", **changes))
 
 
-def test_classes_can_be_named_and_gaps_are_filled(tmp_path: Path) -> None:
+def test_classes_can_be_named(tmp_path: Path) -> None:
     one = {"modality": {"0": "a"}}
-    folder = write_json(tmp_path / "d", **one, labels={"0": "background", "1": "edema", "4": "core"})
-    assert read(folder).cohort.classes == ("background", "edema", "class_2", "class_3", "core")
     folder = write_json(tmp_path / "d", **one, labels={"background": 0, "whole": [1, 2]})
     imported = read(folder, classes=("background", "x", "y"))
     assert imported.cohort.classes == ("background", "x", "y")
-    assert "regions whole are left out" in imported.notes[0]
+    assert any("regions whole are left out" in note for note in imported.notes)
 
 
 def test_regions_and_the_ignored_label_of_nnunet_are_read(tmp_path: Path) -> None:
@@ -321,7 +319,7 @@ def test_bids_is_found_by_pattern(tmp_path: Path, t1: str) -> None:
     assert (one.label_map, one.roi) == (tmp_path / BIDS[4], tmp_path / BIDS[6])
     assert (two.channels["flair"], two.label_map, two.roi) == (None, None, tmp_path / BIDS[6])
     assert three.roi is None
-    assert imported.notes == ("1 files belong to no case that has a channel and are left out.",)
+    assert imported.notes == ("1 file belongs to no case that has a channel: left out.",)
 
 
 def test_any_layout_is_found_by_placeholders(tmp_path: Path) -> None:
@@ -377,3 +375,109 @@ def test_brats_is_found_by_pattern(shared: Path) -> None:
     cohort = import_by_pattern(folder, patterns).cohort
     assert (len(cohort.in_split("training")), len(cohort.in_split("validation"))) == (2, 2)
     assert all(case.label_map for case in cohort.cases)
+
+
+def nnunet_folder(tmp_path: Path, names: tuple[str, ...], **changes: Any) -> Path:
+    folder = write_json(tmp_path / "Dataset007", **{**NNUNET, **changes})
+    for part, endings in (("labelsTr", ("",)), ("imagesTr", ("_0000", "_0001"))):
+        (folder / part).mkdir()
+        for name in names:
+            for ending in endings:
+                (folder / part / f"{name}{ending}.nii.gz").write_bytes(b"")
+    return folder
+
+
+def test_images_without_label_map_and_a_wrong_number_of_cases_are_said(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a", "b", "c"), numTraining=3)
+    assert read(folder).notes == ()
+    (folder / "labelsTr" / "b.nii.gz").unlink()
+    imported = read(folder)
+    assert [case.name for case in imported.cohort.cases] == ["a", "c"]
+    assert imported.notes == (
+        "1 case of imagesTr without label map (b): left out.",
+        "dataset.json says numTraining 3, and there are 2 cases.",
+    )
+
+
+def test_links_to_files_that_were_not_fetched_leave_their_case_out(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a", "b"))
+    for file in (folder / "labelsTr/b.nii.gz", folder / "imagesTr/b_0001.nii.gz"):
+        file.unlink()
+        file.symlink_to("../.git/annex/objects/nothing")
+    imported = read(folder)
+    assert [case.name for case in imported.cohort.cases] == ["a"]
+    assert imported.notes[0].startswith("1 case with a link to a file that is not there")
+    (folder / "labelsTr/a.nii.gz").unlink()
+    (folder / "labelsTr/a.nii.gz").symlink_to("nowhere")
+    with pytest.raises(CohortError, match=r"no training cases\. 2 cases with a link"):
+        read(folder)
+
+
+def test_a_folder_of_version_1_lists_cases_and_has_a_file_per_channel(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a", "b"))
+    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in ("a", "b")]
+    write_json(folder, training=listed, test=[], numTraining=2)
+    imported = read(folder)
+    assert imported.notes == ()
+    assert imported.cohort.cases[1].channels == {
+        "FLAIR": folder / "imagesTr" / "b_0000.nii.gz",
+        "T1_C": folder / "imagesTr" / "b_0001.nii.gz",
+    }
+
+
+def test_channels_of_the_same_name_are_numbered_or_get_other_names(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a",), channel_names={"0": "CT", "1": "CT"})
+    imported = read(folder)
+    assert imported.cohort.channels == ("CT_0", "CT_1")
+    assert imported.notes == ("Channels of the same name are numbered: CT_0, CT_1. --channel-names gives others.",)
+    chosen = read(folder, channels=("early", "late"))
+    assert (chosen.cohort.channels, chosen.notes) == (("early", "late"), ())
+    with pytest.raises(CohortError, match=r"2 channels \(CT, CT\), --channel-names gives 1: early"):
+        read(folder, channels=("early",))
+    with pytest.raises(CohortError, match=r"--channel-names is for a dataset\.json"):
+        read(tmp_path, patterns=Patterns({"t1": "*.nii.gz"}), channels=("early",))
+
+
+def test_a_gap_in_the_labels_is_no_class(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a",), labels={"background": 0, "edema": 2, "core": 4})
+    imported = read(folder)
+    assert imported.cohort.classes == ("background", "edema", "core")
+    assert imported.cohort.label_values == {0: 0, 2: 1, 4: 2}
+    assert imported.notes == ("The values in the label maps are 0=background, 2=edema, 4=core.",)
+    renamed = read(folder, classes=("background", "a", "b")).cohort
+    assert (renamed.classes, renamed.label_values) == (("background", "a", "b"), {0: 0, 2: 1, 4: 2})
+
+
+def test_files_of_macos_and_links_are_no_scans(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    for name in ("s1/t1.nii.gz", "s1/._t1.nii.gz", "s1/seg.nii.gz", "s3/t1.nii.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    for name in ("t1", "seg"):
+        (tmp_path / f"elsewhere/deep/{name}.nii.gz").write_bytes(b"")
+    (folder / "s2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/deep/loop").symlink_to(folder)
+    (folder / "s3/seg.nii.gz").symlink_to("gone")
+    imported = import_by_pattern(folder, Patterns({"t1": "{subject}/**/*t1.nii.gz"}, "{subject}/**/seg.nii.gz"))
+    assert [case.name for case in imported.cohort.cases] == ["s1", "s2"]
+    assert all(case.label_map is not None for case in imported.cohort.cases)
+    assert imported.cohort.cases[1].channels["t1"] == folder / "s2/deep/t1.nii.gz"
+    assert imported.notes == (
+        "1 file of macOS ('._…'): left out.",
+        f"1 case with a link to a file that is not there, such as '{folder}/s3/seg.nii.gz': left out. Fetch the files "
+        "first ('datalad get').",
+    )
+
+
+def test_label_values_are_recorded(tmp_path: Path) -> None:
+    folder = nnunet_folder(tmp_path, ("a",))
+    cohort = read(folder, labels=["4=tz"]).cohort
+    assert (cohort.classes, cohort.label_values) == (("background", "PZ", "TZ"), {0: 0, 1: 1, 4: 2})
+    patterns = Patterns({"t1": "imagesTr/{subject}_0000.nii.gz"})
+    named = read(folder, patterns=patterns, labels=["255=lesion"]).cohort
+    assert (named.classes, named.label_values) == (("background", "lesion"), {0: 0, 255: 1})
+    with pytest.raises(CohortError, match="--labels names the class 'XZ', allowed are background, PZ, TZ"):
+        read(folder, labels=["4=XZ"])
+    with pytest.raises(CohortError, match="--labels must be VALUE=CLASS"):
+        read(folder, labels=["TZ=4"])

@@ -216,3 +216,40 @@ def test_a_cohort_without_labels_is_written_as_ever(tmp_path: Path) -> None:
     lines = (tmp_path / "n.csv").read_text().splitlines()
     assert lines[2] == "case,subject,channel_flair,channel_dwi,label_map,roi,weight_lesion,split"
     assert not lines[1].startswith("# labels")
+
+
+def test_label_values_are_kept_in_a_note(tmp_path: Path) -> None:
+    text = GOOD.replace("# written by hand", "# label_values: 255=lesion")
+    (tmp_path / "m.csv").write_text(text)
+    cohort = read_manifest(tmp_path / "m.csv")
+    assert cohort.label_values == {0: 0, 255: 1}
+    write_manifest(cohort, tmp_path / "n.csv")
+    assert "# label_values: 0=background, 255=lesion\n" in (tmp_path / "n.csv").read_text()
+    assert read_manifest(tmp_path / "n.csv").label_values == {0: 0, 255: 1}
+    for note, problem in (
+        ("255=tumor", "names the class 'tumor', allowed are background, lesion"),
+        ("lesion", "must be VALUE=CLASS, e.g. 17=Anterior, got 'lesion'"),
+        ("1=lesion, 1=background", "names the value 1 twice"),
+    ):
+        (tmp_path / "m.csv").write_text(text.replace("255=lesion", note))
+        with pytest.raises(CohortError, match=problem):
+            read_manifest(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(text.replace("# classes: background, lesion\n", ""))
+    with pytest.raises(CohortError, match="which takes '# classes"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_table_that_a_spreadsheet_filled_up_is_read(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(GOOD)
+    plain = read_manifest(tmp_path / "m.csv")
+    lines = GOOD.splitlines()
+    lines[1] = '"# classes: background, lesion"'
+    padded = "\r\n".join(f"{line},,," if line else ",,,,,,,,,," for line in lines)
+    (tmp_path / "m.csv").write_text("\ufeff" + padded + "\r\n,,,,,,,,,,\r\n", encoding="utf-8")
+    assert read_manifest(tmp_path / "m.csv") == plain
+    (tmp_path / "m.csv").write_text(padded.replace("a.nii,training,,,", "a.nii,training,,,oops"))
+    with pytest.raises(CohortError, match="row 5: must have 8 cells like the header, got 11"):
+        read_manifest(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text(padded.replace("channel_dwi", ""))
+    with pytest.raises(CohortError, match="row 4: column 4 has no name: name it, or remove it"):
+        read_manifest(tmp_path / "m.csv")

@@ -12,6 +12,7 @@ from dmx.config.load import (
     json_schema,
     load_experiment,
 )
+from dmx.config.yaml_loader import dump_yaml, parse_yaml
 from dmx.errors import ConfigError
 
 MINIMAL = "name: tiny\ncohort: {manifest: cohort.csv}\n"
@@ -161,3 +162,44 @@ def test_only_what_differs_from_the_defaults_is_shown_and_reads_back(experiment_
 )
 def test_values_without_meaning_are_refused(section: str, part: str, tmp_path: Path) -> None:
     assert part in refuse(MINIMAL + section + "\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{4:2}", {4: 2}),
+        ("{17:Anterior,53: Posterior}", {17: "Anterior", 53: "Posterior"}),
+        ("{a:b: 1}", {"a:b": 1}),
+        ("4:2", "4:2"),
+        ("12:30:45", "12:30:45"),
+        ("010", 10),
+        ("0o10", 8),
+        ("08", 8),
+        ("0x1F", 31),
+        ("1e3", 1000.0),
+        ("1_000", 1000),
+        ("[on, off, yes, no]", ["on", "off", "yes", "no"]),
+        ("2026-11-30", "2026-11-30"),
+        ("=", "="),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["4:2", "0o10", "1e3", "08", "on", "2026-11-30", "=", "~", "", 1e-5, 1e22, 8, True, None]
+)
+def test_what_is_written_is_read_as_the_same_value(value: object) -> None:
+    found = parse_yaml(dump_yaml({"a": value}))["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_label_values_of_the_command_line_are_no_numbers_of_base_60(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(MINIMAL)
+    assert load_experiment(path, ["cohort.labels={4:2}"]).cohort.labels == {4: 2}
+    assert load_experiment(path, ["cohort.labels={17:Anterior,53:2}"]).cohort.labels == {17: "Anterior", 53: 2}

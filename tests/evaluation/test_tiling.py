@@ -293,3 +293,12 @@ def test_a_network_of_monai_predicts_volumes_of_any_size(overlap):
         for tile in ("auto", 16):
             found = predict(network, channels, tile=tile, overlap=overlap)
             torch.testing.assert_close(found.sum(dim=0), torch.ones(shape))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.4])
+def test_class_300_is_class_300(two_scales, volume, overlap):
+    two_scales.head = torch.nn.Conv3d(8, 320, 1)
+    with torch.no_grad():
+        two_scales.head.bias[300] = 1e4
+    predictor = Predictor(network=two_scales, section=PredictionSection(tile=11, overlap=overlap), device=CPU)
+    assert 300 in predictor.labels(volume).unique().tolist()

@@ -7,7 +7,7 @@ import pytest
 from dmx.cohort.case import Case
 from dmx.config.sections import CohortSection, NormalizeSection, PreprocessSection
 from dmx.errors import CheckpointError, CohortError, ConfigError
-from dmx.preprocess.contract import Contract, median_spacing, resolve_contract
+from dmx.preprocess.contract import Contract, median_spacing, resolve_contract, with_written_values
 
 FULL = Contract(
     channels=("t1", "t2"),
@@ -97,3 +97,68 @@ def test_resolving_gives_the_voxel_size_and_the_cohorts_names(make_case, spacing
     chosen = CohortSection(manifest="m.csv", channels=("t2",), classes=("background", "b"))
     contract = resolve_contract(chosen, PreprocessSection(), cases=[], channels=("t1", "t2"), classes=("x", "y"))
     assert (contract.channels, contract.classes) == (("t2",), ("background", "b"))
+
+
+def resolved(names=(), labels=None, *, classes=("background", "a", "b", "c"), values=None):
+    section = CohortSection(manifest="m.csv", classes=names, labels=labels or {})
+    contract = resolve_contract(
+        section, PreprocessSection(), cases=[], channels=("t1",), classes=classes, label_values=values
+    )
+    return {value: contract.class_of(value) for value in (0, 1, 2, 3, 4, 17)}, contract
+
+
+def test_values_are_those_of_the_manifest_and_of_the_experiment() -> None:
+    plain, contract = resolved()
+    assert plain == {0: 0, 1: 1, 2: 2, 3: 3, 4: None, 17: None}
+    assert contract.written_values == (0, 1, 2, 3)
+    brats = {0: 0, 1: 1, 2: 2, 4: 3}
+    noted, contract = resolved(values=brats)
+    assert noted == {0: 0, 1: 1, 2: 2, 3: None, 4: 3, 17: None}
+    by_index, _ = resolved(labels={4: 3})
+    assert by_index == {0: 0, 1: 1, 2: 2, 3: 3, 4: 3, 17: None}
+    by_name, _ = resolved(labels={4: "c"})
+    assert by_name == noted
+    both, _ = resolved(labels={17: "a"}, values=brats)
+    assert both == {0: 0, 1: None, 2: 2, 3: None, 4: 3, 17: 1}
+    merged, _ = resolved(("background", "tumor"), {2: 1, 3: 1})
+    assert merged == {0: 0, 1: 1, 2: 1, 3: 1, 4: None, 17: None}
+    with pytest.raises(CohortError, match=r"cohort\.labels names the class 'd', allowed are background, a, b, c"):
+        resolved(labels={4: "d"})
+
+
+def test_classes_that_the_experiment_names_are_those_of_the_manifest_by_name() -> None:
+    turned, _ = resolved(("background", "c", "b", "a"))
+    assert turned == {0: 0, 1: 3, 2: 2, 3: 1, 4: None, 17: None}
+    renamed, _ = resolved(("background", "x", "y", "z"))
+    assert renamed == {0: 0, 1: 1, 2: 2, 3: 3, 4: None, 17: None}
+    fewer, _ = resolved(("background", "c"), {1: 0})
+    assert fewer == {0: 0, 1: 0, 2: None, 3: 1, 4: None, 17: None}
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "written"),
+    [
+        ({}, (0, 1, 2, 3), ()),
+        ({4: 3}, (0, 1, 2, 4), (0, 1, 2, 4)),
+        ({4: "c"}, (0, 1, 2), (0, 1, 2, 4)),
+        ({4: 2}, (0, 1, 2, 4), ()),
+        ({2: 1, 4: 1}, (0, 2, 4), (0, 2, 5, 3)),
+        ({5: 0}, (0, 1, 2, 3, 5), ()),
+        ({3: 1, 1: 3}, (0, 1, 3), (0, 3, 2, 1)),
+    ],
+)
+def test_predictions_get_the_lowest_value_of_each_class(labels, found, written) -> None:
+    _, contract = resolved(labels=labels)
+    after = with_written_values(contract, found)
+    assert after.label_values == written
+    assert len(set(after.written_values)) == len(after.classes)
+    assert after.key() == contract.key()
+    assert Contract.from_dict(json.loads(json.dumps(after.as_dict()))) == after
+
+
+def test_a_contract_from_before_there_were_label_values_is_read() -> None:
+    _, contract = resolved()
+    values = contract.as_dict()
+    del values["label_values"], values["labels_complete"]
+    assert Contract.from_dict(values) == contract
+    assert Contract.from_dict(values).written_values == (0, 1, 2, 3)

@@ -1,6 +1,7 @@
-"""Cohorts of the Medical Segmentation Decathlon and of nnU-Net (version 2): a folder with a ``dataset.json``."""
+"""Cohorts of the Medical Segmentation Decathlon and of nnU-Net (versions 1 and 2): a folder with a ``dataset.json``."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,18 @@ from typing import Any
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.digest import file_sha256
 from dmx.cohort.files import atomic_file
-from dmx.cohort.importers.imported import Imported, clean_names, read_json_object
+from dmx.cohort.importers.imported import (
+    Imported,
+    broken_notes,
+    clean_names,
+    companion_notes,
+    counted,
+    is_broken_link,
+    is_companion,
+    numbered_names,
+    read_json_object,
+)
+from dmx.cohort.label_values import values_text
 from dmx.cohort.manifest import check_classes
 from dmx.cohort.regions import Regions, checked_regions
 from dmx.cohort.volume import read_header, read_series, write_volume
@@ -19,6 +31,9 @@ from dmx.errors import CohortError
 Progress = Callable[[int, int], None]
 
 _SOURCES = "sources.json"
+_ENDINGS = (".nii", ".nii.gz")
+_NUMBER = re.compile(r"_[0-9]{4}$")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,7 @@ def import_dataset_json(
     *,
     split_dir: Path,
     classes: Sequence[str] = (),
+    channels: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Imported:
     """Read a ``dataset.json`` of either tool.
@@ -47,6 +63,7 @@ def import_dataset_json(
         path: The file, or the folder that holds it.
         split_dir: Folder for the channels of scans that keep all of them in one 4D file.
         classes: Names of the classes where those of the file cannot be used.
+        channels: Names of the channels where those of the file cannot be used, in its order.
         progress: Told how many of how many cases are done.
 
     Raises:
@@ -55,32 +72,35 @@ def import_dataset_json(
     path = Path(path).absolute()
     path = path / "dataset.json" if path.is_dir() else path
     content = read_json_object(path)
-    channels = content.get("channel_names", content.get("modality"))
     labels = _labels(path, content)
+    names, channel_notes = _channels(path, content.get("channel_names", content.get("modality")), channels)
+    named, values = _classes(path, labels.classes, classes)
     description = _Description(
         path=path,
         content=content,
         name=str(content.get("name") or path.parent.name),
-        channels=_channels(path, channels),
-        classes=check_classes(classes, "The option for classes") if classes else _classes(path, labels.classes),
+        channels=names,
+        classes=named,
         # Classes that are named make label maps of regions usable without regions_class_order.
         regions=Regions() if classes and not labels.order else _regions(path, labels),
         ignore=labels.ignore,
     )
     decathlon = isinstance(content.get("training"), list) and "channel_names" not in content
     pairs = _decathlon_pairs(description) if decathlon else _nnunet_pairs(description)
-    cases, notes = [], []
-    if labels.regions and not description.regions:
-        notes.append(f"The regions {', '.join(labels.regions)} are left out: '{path}' has no regions_class_order.")
-    for index, (name, images, label_map) in enumerate(pairs):
+    fetched = [pair for pair in pairs if not any(is_broken_link(file) for file in _files(pair))]
+    broken = [file for pair in pairs for file in _files(pair) if is_broken_link(file)]
+    cases = []
+    for index, (name, images, label_map) in enumerate(fetched):
         cases.append(_case(description, name, images, label_map=label_map, split_dir=split_dir))
         if progress is not None:
-            progress(index + 1, len(pairs))
+            progress(index + 1, len(fetched))
+    notes = [*broken_notes(broken, len(pairs) - len(fetched)), *_left_out(description, pairs), *channel_notes]
     if not cases:
-        raise CohortError(f"'{path}' describes no training cases.")
-    unlabeled = content.get("test") or []
-    if unlabeled and isinstance(unlabeled, list):
-        notes.append(f"{len(unlabeled)} test cases without label map are left out.")
+        raise CohortError(f"'{path}' describes no training cases.{''.join(f' {note}' for note in notes)}")
+    if values:
+        notes.append(f"The values in the label maps are {values_text(values, description.classes)}.")
+    if labels.regions and not description.regions:
+        notes.append(f"The regions {', '.join(labels.regions)} are left out: '{path}' has no regions_class_order.")
     cohort = Cohort(
         description.name,
         description.classes,
@@ -88,18 +108,63 @@ def import_dataset_json(
         tuple(cases),
         regions=description.regions,
         ignore=description.ignore,
+        label_values=values,
     )
     return Imported(cohort, tuple(notes))
 
 
-def _channels(path: Path, named: Any) -> tuple[str, ...]:
-    """Return channel names in the order of their numbers."""
+_Pair = tuple[str, list[Path], Path | None]
+
+
+def _files(pair: _Pair) -> list[Path]:
+    _, images, label_map = pair
+    return images if label_map is None else [*images, label_map]
+
+
+def _left_out(description: _Description, pairs: Sequence[_Pair]) -> list[str]:
+    """Say what of a folder is in no case, and whether there are as many cases as ``numTraining`` says."""
+    content, folder = description.content, description.path.parent
+    notes = []
+    unlabeled = content.get("test") or []
+    if unlabeled and isinstance(unlabeled, list):
+        notes.append(f"{counted(len(unlabeled), 'test case')} without label map: left out.")
+    known = {file for pair in pairs for file in _files(pair)}
+    there = [file for file in (folder / "imagesTr").glob("*") if file.name.endswith(_ENDINGS)]
+    notes += companion_notes([file for file in there if is_companion(file)])
+    rest = sorted(file for file in there if file not in known and not file.name.startswith("."))
+    numbered = any(_NUMBER.search(_stem(image.name)) for _, images, _ in pairs for image in images)
+    names = sorted({_NUMBER.sub("", _stem(file.name)) if numbered else _stem(file.name) for file in rest})
+    if names:
+        notes.append(
+            f"{counted(len(names), 'case')} of imagesTr without label map ({', '.join(names[:_SHOWN])}"
+            f"{', …' if len(names) > _SHOWN else ''}): left out."
+        )
+    said = content.get("numTraining")
+    if isinstance(said, int) and said != len(pairs):
+        notes.append(f"dataset.json says numTraining {said}, and there are {counted(len(pairs), 'case')}.")
+    return notes
+
+
+def _channels(path: Path, named: Any, chosen: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return channel names in the order of their numbers, or those that are chosen instead, and what to say of them."""
     if not isinstance(named, Mapping) or not named:
         raise CohortError(f"'{path}' must name its channels in 'channel_names' (nnU-Net) or 'modality' (Decathlon).")
     numbers = sorted((_number(path, "channel", number), str(name)) for number, name in named.items())
     if [number for number, _ in numbers] != list(range(len(numbers))):
         raise CohortError(f"'{path}' must number its channels from 0 without gaps, got {list(named)}.")
-    return clean_names((name for _, name in numbers), f"channels of '{path}'")
+    names = [name for _, name in numbers]
+    if chosen and len(chosen) != len(names):
+        raise CohortError(
+            f"'{path}' has {counted(len(names), 'channel')} ({', '.join(names)}), --channel-names gives "
+            f"{len(chosen)}: {', '.join(chosen)}."
+        )
+    if chosen:
+        return clean_names(chosen, f"channels of '{path}'"), []
+    numbered = numbered_names(names)
+    found = clean_names(numbered, f"channels of '{path}'")
+    if list(numbered) == names:
+        return found, []
+    return found, [f"Channels of the same name are numbered: {', '.join(found)}. --channel-names gives others."]
 
 
 def _labels(path: Path, content: Mapping[str, Any]) -> DatasetLabels:
@@ -127,15 +192,21 @@ def _regions(path: Path, labels: DatasetLabels) -> Regions:
     return checked_regions(dict(zip(names, labels.regions.values(), strict=True)), labels.order, f"'{path}'")
 
 
-def _classes(path: Path, labels: Mapping[str, int]) -> tuple[str, ...]:
-    """Return class names by label; a gap becomes ``class_<n>``. Labels that only make up regions have no names."""
+def _classes(path: Path, labels: Mapping[str, int], chosen: Sequence[str]) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return class names by label, or those that are chosen instead, and the class of each label.
+
+    The latter is empty where the labels count from 0 without gaps. Labels that only make up regions have no names.
+    """
+    names = {label: name for name, label in sorted(labels.items(), key=lambda pair: pair[1])}
+    gaps = list(names) != list(range(len(names)))
+    values = {label: index for index, label in enumerate(names)} if gaps else {}
+    if chosen:
+        return check_classes(chosen, "The option for classes"), values if len(chosen) == len(values) else {}
     if not labels:
-        return ()
-    names = {label: name for name, label in labels.items()}
-    if len(names) != len(labels) or min(names) != 0 or max(names) > 1000:
+        return (), {}
+    if len(names) != len(labels) or min(names) != 0:
         raise CohortError(f"'{path}' must give each class its own label from 0, got {dict(labels)}.")
-    filled = [names.get(label, f"class_{label}") for label in range(max(names) + 1)]
-    return check_classes(clean_names(filled, f"classes of '{path}'"), f"'{path}'")
+    return check_classes(clean_names(names.values(), f"classes of '{path}'"), f"'{path}'"), values
 
 
 def _number(path: Path, what: str, text: Any) -> int:
@@ -145,22 +216,32 @@ def _number(path: Path, what: str, text: Any) -> int:
         raise CohortError(f"'{path}' must have a number for each {what}, got {text!r}.") from None
 
 
-def _decathlon_pairs(description: _Description) -> list[tuple[str, list[Path], Path | None]]:
-    pairs: list[tuple[str, list[Path], Path | None]] = []
+def _decathlon_pairs(description: _Description) -> list[_Pair]:
+    pairs: list[_Pair] = []
     for number, entry in enumerate(description.content["training"]):
         files = entry if isinstance(entry, Mapping) else {}
         image, label = files.get("image"), files.get("label")
         if not isinstance(image, str) or not isinstance(label, str):
             raise CohortError(f"'{description.path}', training case {number}: must name an 'image' and a 'label'.")
         folder = description.path.parent
-        pairs.append((_stem(image), [folder / image], folder / label))
+        pairs.append((_stem(image), _listed_images(folder / image, len(description.channels)), folder / label))
     return pairs
 
 
-def _nnunet_pairs(description: _Description) -> list[tuple[str, list[Path], Path | None]]:
+def _listed_images(image: Path, channels: int) -> list[Path]:
+    """Return the file that is listed, or the files of its channels (nnU-Net version 1) where it is not there."""
+    if not image.exists() and not image.is_symlink():
+        ending = image.name.removeprefix(_stem(image.name))
+        files = [image.with_name(f"{_stem(image.name)}_{k:04d}{ending}") for k in range(channels)]
+        if all(file.exists() or file.is_symlink() for file in files):
+            return files
+    return [image]
+
+
+def _nnunet_pairs(description: _Description) -> list[_Pair]:
     folder, content = description.path.parent, description.content
     ending = str(content.get("file_ending", ".nii.gz"))
-    if ending not in (".nii", ".nii.gz"):
+    if ending not in _ENDINGS:
         raise CohortError(f"'{description.path}' must describe NIfTI files (.nii, .nii.gz), got '{ending}'.")
     listed = content.get("dataset")
     if isinstance(listed, Mapping):

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,36 @@ class Imported:
 
     cohort: Cohort
     notes: tuple[str, ...] = ()
+
+
+def counted(number: int, what: str) -> str:
+    """Return ``1 case``, ``2 cases``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def is_companion(path: Path) -> bool:
+    """Return whether macOS wrote this beside a file of nearly the same name; it is no scan."""
+    return path.name.startswith("._")
+
+
+def is_broken_link(path: Path) -> bool:
+    """Return whether this is a link to what is not there, such as a file that datalad has not fetched."""
+    return path.is_symlink() and not path.exists()
+
+
+def companion_notes(files: Collection[Path]) -> list[str]:
+    """Say that macOS's companion files are left out."""
+    return [f"{counted(len(files), 'file')} of macOS ('._…'): left out."] if files else []
+
+
+def broken_notes(files: Collection[Path], cases: int) -> list[str]:
+    """Say that cases are left out because files of theirs are links to what is not there."""
+    if not files:
+        return []
+    return [
+        f"{counted(cases, 'case')} with a link to a file that is not there, such as '{min(files)}': left out. "
+        "Fetch the files first ('datalad get')."
+    ]
 
 
 def read_text(path: Path) -> str:
@@ -74,6 +105,22 @@ def clean_names(names: Iterable[str], what: str) -> tuple[str, ...]:
     if not all(after) or len(set(after)) != len(after):
         raise CohortError(f"The {what} must have different names, got {list(before)}.")
     return after
+
+
+def numbered_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of which those that come more than once have a number.
+
+    >>> numbered_names(["CT", "PET", "CT"])
+    ('CT_0', 'PET', 'CT_1')
+    """
+    before = tuple(names)
+    cleaned = [clean_name(name) for name in before]
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name, clean in zip(before, cleaned, strict=True):
+        numbered.append(f"{name}_{seen[clean]}" if cleaned.count(clean) > 1 else name)
+        seen[clean] += 1
+    return tuple(numbered)
 
 
 def with_subjects(cohort: Cohort, pattern: str) -> Cohort:

@@ -5,13 +5,21 @@ A pattern is a path below the folder. ``*`` stands for anything inside a name, `
 the path are taken, as BIDS writes them.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dmx.cohort.case import Case, Cohort
-from dmx.cohort.importers.imported import Imported
+from dmx.cohort.importers.imported import (
+    Imported,
+    broken_notes,
+    companion_notes,
+    counted,
+    is_broken_link,
+    is_companion,
+)
 from dmx.cohort.manifest import check_classes
 from dmx.errors import CohortError, suggest
 
@@ -68,9 +76,13 @@ def import_by_pattern(
     if not patterns.channels:
         raise CohortError("At least one channel needs a pattern, e.g. --channel t1='sub-{subject}/anat/*_T1w.nii.gz'.")
     found = {column: _find(folder, column, pattern) for column, pattern in patterns.columns().items()}
+    found, notes = _usable(found)
     for column, matches in found.items():
         if not matches:
-            raise CohortError(f"The pattern of {column} finds no file in '{folder}': '{patterns.columns()[column]}'.")
+            said = "".join(f" {note}" for note in notes)
+            raise CohortError(
+                f"The pattern of {column} finds no file in '{folder}': '{patterns.columns()[column]}'.{said}"
+            )
     keys: dict[Key, str] = {}
     for column, matches in found.items():
         if column.startswith("channel_"):
@@ -79,16 +91,39 @@ def import_by_pattern(
     cases = tuple(_case(patterns, key, split, found) for key, split in sorted(keys.items()))
     used = {file for case in cases for file in case.files().values()}
     unused = sum(match.file not in used for matches in found.values() for match in matches)
-    notes = (f"{unused} files belong to no case that has a channel and are left out.",) if unused else ()
+    if unused:
+        belong = "belongs" if unused == 1 else "belong"
+        notes.append(f"{counted(unused, 'file')} {belong} to no case that has a channel: left out.")
     checked = check_classes(classes, "The option for classes") if classes else ()
-    return Imported(Cohort(name or folder.name, checked, tuple(patterns.channels), cases), notes)
+    return Imported(Cohort(name or folder.name, checked, tuple(patterns.channels), cases), tuple(notes))
+
+
+def _usable(found: Mapping[str, list[_Match]]) -> tuple[dict[str, list[_Match]], list[str]]:
+    """Return the matches without macOS's companion files and without cases of which a file is not there.
+
+    Returns:
+        Matches by column, and a sentence for each kind that is left out.
+    """
+    companions = {match.file for matches in found.values() for match in matches if is_companion(match.file)}
+    broken = {
+        match.file: _key(match)
+        for matches in found.values()
+        for match in matches
+        if match.file not in companions and is_broken_link(match.file)
+    }
+    keys = set(broken.values())
+    usable = {
+        column: [match for match in matches if match.file not in companions and _key(match) not in keys]
+        for column, matches in found.items()
+    }
+    return usable, [*companion_notes(companions), *broken_notes(broken, len(keys))]
 
 
 def _find(folder: Path, column: str, pattern: str) -> list[_Match]:
     expression, glob = _compile(column, pattern)
     matches = []
     try:
-        files = sorted(file for file in folder.glob(glob) if file.is_file())
+        files = sorted(file for file in _globbed(folder, glob) if file.is_file() or is_broken_link(file))
     except (ValueError, NotImplementedError, IndexError) as error:
         raise CohortError(f"The pattern of {column} cannot be used: '{pattern}' ({error}).") from error
     for file in files:
@@ -97,6 +132,27 @@ def _find(folder: Path, column: str, pattern: str) -> list[_Match]:
             marked = found.groupdict()
             matches.append(_Match(file, marked if "subject" in marked else _bids_entities(column, text) | marked))
     return matches
+
+
+def _globbed(folder: Path, glob: str) -> Iterator[Path]:
+    """Yield at least what a glob finds, in folders that are links, too; hidden folders are not searched by ``**``."""
+    if "**" not in glob:
+        yield from folder.glob(glob)
+        return
+    opened: set[Path] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        yield from (Path(at) / name for name in names)
+        # A link to a folder above would be followed for ever.
+        folders[:] = [name for name in folders if not name.startswith(".") and _first(Path(at) / name, opened)]
+
+
+def _first(folder: Path, opened: set[Path]) -> bool:
+    """Return whether a folder is not one of those that contain it, or, as a link, one that was opened before."""
+    real = folder.resolve()
+    if folder.is_symlink() and (real in opened or folder.is_relative_to(real)):
+        return False
+    opened.add(real)
+    return True
 
 
 def _compile(column: str, pattern: str) -> tuple[re.Pattern[str], str]:

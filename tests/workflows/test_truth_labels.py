@@ -1,0 +1,175 @@
+"""Which class of the network each value of a cohort's label maps is, wherever label maps are read or written."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dmx
+from dmx.cohort.case import Cohort
+from dmx.cohort.manifest import read_manifest, write_manifest
+from dmx.cohort.volume import read_grid, read_volume, write_volume
+from dmx.errors import CohortError
+from dmx.tracking.mlflow_store import open_store
+from dmx.workflows.evaluate import Evaluated, EvaluateRequest, evaluate
+from dmx.workflows.finetune import FinetuneRequest, finetune
+from dmx.workflows.predict import PredictRequest, predict
+from dmx.workflows.train import train
+from tests.workflows.conftest import Teller, session, settings
+
+CLASSES = ("background", "Anterior", "Posterior")
+SHORT: dict[str, object] = {"epochs": 1, "steps_per_epoch": 12, "batch_size": 4, "moving_average": None}
+
+
+def recoded(project: Path, name: str, values: Mapping[int, int], **changes: Any) -> Path:
+    """Write the cohort again with other values in its label maps and other words in its manifest."""
+    cohort = read_manifest(project / "parts.csv")
+    cases = []
+    for case in cohort.cases:
+        assert case.label_map is not None
+        array = read_volume(case.label_map).array
+        table = np.zeros(256, np.int16)
+        table[list(values)] = list(values.values())
+        path = project / name / case.label_map.name
+        write_volume(path, table[array], read_grid(case.label_map), dtype=np.int16)
+        cases.append(replace(case, label_map=path))
+    made: Cohort = replace(cohort, name=name, cases=tuple(cases), **changes)
+    write_manifest(made, project / f"{name}.csv")
+    return project / f"{name}.csv"
+
+
+SWAPPED = {0: 0, 1: 2, 2: 1}
+SAME = {0: 0, 1: 1, 2: 2}
+
+
+@pytest.fixture
+def parts(project: Path, manifest: Path) -> Path:
+    """Balls of two halves: label 1 before the middle of the second axis, 2 behind it."""
+    cohort = read_manifest(manifest)
+    for case in cohort.cases:
+        assert case.label_map is not None
+        array = read_volume(case.label_map).array
+        array[:, 9:][array[:, 9:] == 1] = 2
+        write_volume(case.label_map, array, read_grid(case.label_map), dtype=np.uint8)
+    write_manifest(replace(cohort, name="parts", classes=CLASSES), project / "parts.csv")
+    return project / "parts.csv"
+
+
+@pytest.fixture
+def run_id(project: Path, parts: Path) -> str:
+    return train(settings(parts, training=SHORT), session(project)).run.id
+
+
+def dice(done: Evaluated) -> list[tuple[object, object]]:
+    return [(row["dice/Anterior"], row["dice/Posterior"]) for row in done.rows]
+
+
+def test_classes_are_paired_by_name_by_position_or_as_the_user_says(project: Path, parts: Path, run_id: str) -> None:
+    def scored(manifest: Path | None, **words: Any) -> tuple[Evaluated, list[str]]:
+        teller = Teller()
+        return evaluate(EvaluateRequest(run=run_id, cohort=manifest, **words), session(project, teller)), list(
+            teller.sentences
+        )
+
+    own, said = scored(None)
+    assert own.paired_by == "names"
+    assert not any("classes of cohort" in sentence for sentence in said)
+    truth = dice(own)
+    assert len({value for pair in truth for value in pair}) > 2, "the two classes must differ for this to say anything"
+
+    turned, said = scored(recoded(project, "turned", SWAPPED, classes=("bg", "posterior", "anterior")))
+    assert (dice(turned), turned.paired_by) == (truth, "names")
+    assert any("by name: posterior → Posterior, anterior → Anterior" in sentence for sentence in said)
+    assert turned.label_values == {0: "background", 1: "Posterior", 2: "Anterior"}
+    params = open_store(root=project).get_run(turned.run.id).params
+    assert params["labels.paired_by"] == "names"
+    assert params["labels.values"] == "0=background, 1=Posterior, 2=Anterior"
+
+    other, said = scored(recoded(project, "other", SAME, classes=("background", "head", "tail")))
+    assert (dice(other), other.paired_by) == (truth, "position")
+    assert any(s.startswith("Warning") and "by position: head → Anterior, tail → Posterior" in s for s in said)
+
+    freesurfer = recoded(project, "freesurfer", {0: 0, 1: 17, 2: 53}, classes=("background", "left", "right"))
+    with pytest.raises(CohortError, match=r"got 17 \(.* voxels\), 53"):
+        scored(freesurfer)
+    given, said = scored(freesurfer, labels={"17": "anterior", "53": "2"})
+    assert (dice(given), given.paired_by) == (truth, "given")
+    assert any("0=background, 17=Anterior, 53=Posterior" in sentence for sentence in said)
+    from_python = dmx.evaluate(run_id, freesurfer, labels={17: "Anterior", 53: 2}, store=project / "mlruns")
+    assert isinstance(from_python, Evaluated)
+    assert dice(from_python) == truth
+    named = recoded(project, "named", {0: 0, 1: 17, 2: 53}, classes=CLASSES, label_values={0: 0, 17: 1, 53: 2})
+    assert dice(scored(named)[0]) == truth
+
+
+def test_what_cannot_be_paired_is_one_sentence_and_no_run(project: Path, parts: Path, run_id: str) -> None:
+    tumor = recoded(project, "tumor", {0: 0, 1: 1, 2: 1}, classes=("background", "Tumor"))
+    mixed = recoded(project, "mixed", SAME, classes=("background", "Posterior", "tail"))
+    for cohort, words, problem in (
+        (tumor, {}, "The network has no 'Tumor'. Say it with --labels"),
+        (mixed, {}, "neither names nor number say which is which"),
+        (tumor, {"labels": {"1": "Tumor"}}, "--labels names the class 'Tumor', allowed are background, Anterior"),
+        (tumor, {"labels": {"x": "Anterior"}}, "must be VALUE=CLASS"),
+        (parts, {"labels": {"2": "Posterior", "7": "Anterior"}}, r"must hold the labels 0, 2, 7, got 1"),
+    ):
+        with pytest.raises(CohortError, match=problem):
+            evaluate(EvaluateRequest(run=run_id, cohort=cohort, **words), session(project))
+    assert len(open_store(root=project).list_runs()) == 1
+    stated = evaluate(EvaluateRequest(run=run_id, cohort=tumor, labels={"1": "Anterior"}), session(project))
+    assert stated.label_values == {0: "background", 1: "Anterior"}
+
+
+def test_a_child_of_another_order_is_scored_on_its_parents_cohort_by_name(
+    project: Path, parts: Path, run_id: str
+) -> None:
+    turned = recoded(project, "turned", SWAPPED, classes=("background", "Posterior", "Anterior"))
+    experiment = project / "child.yaml"
+    experiment.write_text(f"name: child\ncohort:\n  manifest: {turned}\ntraining: {{epochs: 1, steps_per_epoch: 1}}\n")
+    child = finetune(FinetuneRequest(experiment=experiment, run=run_id, allow_leak=True), session(project)).run.id
+    on_own = evaluate(EvaluateRequest(run=child), session(project))
+    on_parents = evaluate(EvaluateRequest(run=child, cohort=parts, allow_leak=True), session(project))
+    assert dice(on_own) == dice(on_parents)
+    predict(PredictRequest(run=child, inputs=[turned], split="evaluation", output=project / "out"), session(project))
+    # The cohort that the child has learned calls Posterior 1, its network 2.
+    scored = replace(read_manifest(turned), name="again")
+    cases = [
+        replace(case, label_map=project / "out" / f"{case.name}_segmentation.nii.gz")
+        for case in scored.in_split("evaluation")
+    ]
+    write_manifest(replace(scored, cases=tuple(cases)), project / "again.csv")
+    again = evaluate(EvaluateRequest(run=child, cohort=project / "again.csv"), session(project))
+    assert {value for pair in dice(again) for value in pair} <= {1.0, None}
+
+
+def test_predictions_have_the_values_of_the_label_maps_that_were_learned(project: Path, parts: Path) -> None:
+    coded = recoded(project, "coded", {0: 0, 1: 17, 2: 300})
+    plain = train(settings(parts, training=SHORT), session(project)).run.id
+    labels = {17: "Anterior", 300: "Posterior"}
+    run = train(settings(coded, cohort={"labels": labels}, training=SHORT), session(project)).run.id
+    teller = Teller()
+    done = predict(PredictRequest(run=run, inputs=[coded], output=project / "coded_out"), session(project, teller))
+    predict(PredictRequest(run=plain, inputs=[parts], output=project / "plain_out"), session(project))
+    request = PredictRequest(run=run, inputs=[coded], output=project / "indices", class_indices=True)
+    assert predict(request, session(project)).label_values == dict(enumerate(CLASSES))
+    assert done.label_values == {0: "background", 17: "Anterior", 300: "Posterior"}
+    assert any("0=background, 17=Anterior, 300=Posterior" in sentence for sentence in teller.sentences)
+    values: set[int] = set()
+    for case in read_manifest(coded).cases:
+        name = f"{case.name}_segmentation.nii.gz"
+        indices = read_volume(project / "plain_out" / name).array
+        found = read_volume(project / "coded_out" / name).array
+        assert np.array_equal(found, np.array([0, 17, 300])[indices])
+        assert np.array_equal(read_volume(project / "indices" / name).array, indices)
+        values |= set(np.unique(found).tolist())
+    assert values == {0, 17, 300}
+    assert evaluate(EvaluateRequest(run=run), session(project)).label_values[300] == "Posterior"
+
+
+def test_a_cohort_whose_order_the_experiment_turns_is_learned_by_name(project: Path, parts: Path) -> None:
+    order = ["background", "Posterior", "Anterior"]
+    run = train(settings(parts, cohort={"classes": order}, training=SHORT), session(project)).run.id
+    done = evaluate(EvaluateRequest(run=run), session(project))
+    assert done.label_values == {0: "background", 1: "Anterior", 2: "Posterior"}
