@@ -193,9 +193,7 @@ def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) 
         goes = f"was ended before its first checkpoint after 'initial'; it begins again from its {origin}."
     session.report.say(f"{place} {goes}")
     if ended_early(assembled.state, epochs=epochs):
-        session.report.say(
-            "The training had ended early already: no improvement for too long; nothing is left to train."
-        )
+        session.report.say("It had ended early already: no improvement for too long; nothing is left to train.")
     elif position.epoch >= epochs:
         session.report.say(f"All {epochs} epochs were done already; nothing is left to train.")
     restored = "Optimizer state restored. Uninitialized: no. Reset requested: no."
