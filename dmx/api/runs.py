@@ -179,7 +179,7 @@ def predict(
         output: Folder for label maps, or a file ``.csv`` for scores.
         checkpoint: As for ``load_model``.
         split: Only cases of this split of the manifest.
-        probabilities: Also write a probability map per class.
+        probabilities: Also write a probability map per class or region.
         settings: The section ``prediction``, instead of the run's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.

@@ -55,7 +55,7 @@ def predict(
     checkpoint: Checkpoint = None,
     split: Split = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write a probability map per class.")
+        bool, typer.Option("--probabilities", help="Also write a probability map per class or region.")
     ] = False,
     features: Annotated[
         list[str] | None,

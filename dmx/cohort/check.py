@@ -62,7 +62,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     cohort: Cohort,
     *,
     num_classes: int | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | Mapping[str, Sequence[int]] = (),
     fill: Collection[str] = (),
     labels: Mapping[int, int] | None = None,
     complete: bool = False,
@@ -76,8 +76,8 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
 
     Args:
         cohort: The cohort.
-        num_classes: Labels must lie below it; the number of the cohort's classes by default.
-        classes: Names of the classes; those of the cohort by default.
+        num_classes: Labels must lie below it; the number of the classes by default.
+        classes: Names of the classes, or region → its classes; those of the cohort by default.
         fill: Channels that a case may lack, because the experiment says how they are filled.
         labels: Class of each label in the files, for labels that are merged or dropped; those of the manifest's note
             ``# label_values:`` by default.
@@ -89,12 +89,12 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         progress: Told how many of how many files are done.
     """
     used = tuple(channels) if channels else cohort.channels
-    names = tuple(classes) or cohort.classes
+    sets = _sets(classes or cohort.regions.members or cohort.classes)
     ignored = cohort.ignore if ignore is None else ignore
     expected = Expected(
         channels=used,
         fill=frozenset(fill),
-        num_classes=num_classes if num_classes is not None else len(names) or cohort.num_labels,
+        num_classes=num_classes if num_classes is not None else len(classes) or cohort.num_labels,
         labels=cohort.label_values if labels is None else labels,
         complete=bool(cohort.label_values) if labels is None else complete,
         ignore=None if ignored in (labels or {}) else ignored,
@@ -107,7 +107,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
     findings = [
         *_unknown_channels(cohort, used),
         *(finding for case in cases for finding in case_findings(case, by_case[case.name], expected)),
-        *_absent_classes(cases, by_case, names, expected),
+        *_absent_classes(cases, by_case, sets, expected),
         *_subjects_in_two_splits(cases),
         *_duplicates(cases, by_case),
     ]
@@ -160,13 +160,20 @@ def _unknown_channels(cohort: Cohort, used: Sequence[str]) -> Iterator[Finding]:
             yield Finding("error", "", f"channel_{channel}", message)
 
 
+def _sets(classes: Sequence[str] | Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """Return the class indices of each region, or of each class but the background."""
+    if isinstance(classes, Mapping):
+        return classes
+    return {name: (index,) for index, name in enumerate(classes) if index}
+
+
 def _absent_classes(
     cases: Sequence[Case],
     facts: Mapping[str, Mapping[str, FileFacts]],
-    classes: Sequence[str],
+    sets: Mapping[str, Sequence[int]],
     expected: Expected,
 ) -> Iterator[Finding]:
-    """Yield classes that no label map for training holds; without splits every label map counts."""
+    """Yield classes or regions that no label map for training holds; without splits every label map counts."""
     where = " for training" if any(case.split == "training" for case in cases) else ""
     learned = [case for case in cases if case.split == "training"] or [case for case in cases if not case.split]
     found = {
@@ -177,10 +184,10 @@ def _absent_classes(
         if count and value % 1 == 0
     }
     # Without a single readable label map something else is wrong, and is said.
-    for index, name in enumerate(classes) if found else ():
-        if index and index not in found:
+    for name, indices in sets.items() if found else ():
+        if found.isdisjoint(indices):
             consequence = ", so it cannot be learned" if where else ""
-            message = f"No label map{where} holds class '{name}' ({index}){consequence}."
+            message = f"No label map{where} holds class '{name}' ({', '.join(map(str, indices))}){consequence}."
             yield Finding("warning", "", "label_map", message)
 
 

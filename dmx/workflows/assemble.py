@@ -94,7 +94,8 @@ def _check_segments(
         network.segment_plan(triple(experiment.validation.segment))
     findings = check_cohort(
         data.cohort,
-        classes=data.contract.classes,
+        num_classes=len(data.contract.classes),
+        classes=data.contract.scored,
         fill=experiment.cohort.fill,
         labels=data.contract.labels,
         complete=data.contract.labels_complete,

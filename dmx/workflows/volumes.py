@@ -176,7 +176,8 @@ def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_la
     cases = cohort.cases if with_labels else tuple(replace(case, label_map=None, split="") for case in cohort.cases)
     findings = check_cohort(
         replace(cohort, cases=tuple(replace(case, weight_maps={}) for case in cases)),
-        classes=contract.classes,
+        num_classes=len(contract.classes),
+        classes=contract.scored,
         fill=contract.fill,
         labels=contract.labels,
         complete=contract.labels_complete,

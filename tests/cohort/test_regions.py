@@ -119,3 +119,12 @@ def test_pictures_leave_out_what_nobody_annotated(write_scan, tmp_path: Path) ->
     assert set(np.unique(view.labels)) == {-1, 0, 1}
     (shown,) = show_cohort(cohort, tmp_path / "pictures")
     assert list(shown.volumes_ml) == ["a"]
+
+
+def test_a_region_that_no_label_map_holds_is_said(write_scan, tmp_path: Path) -> None:
+    found = check_cohort(labeled(write_scan, [0, 2], regions=TUMOR), cache_dir=tmp_path / "cache").warnings
+    messages = [finding.message for finding in found]
+    assert messages == [
+        "No label map for training holds class 'core' (1, 3, 4), so it cannot be learned.",
+        "No label map for training holds class 'enhancing' (4), so it cannot be learned.",
+    ]
