@@ -49,7 +49,7 @@ def test_the_table_of_runs_has_our_columns_and_the_children_below_their_parent(
     assert cell(page, "first-frozen", "freeze.normal") == "1"
     assert cell(page, "head-only", "source.run") == "balls/parent"
     assert cell(page, "parent", "dmx.kind") == "train"
-    assert cell(page, "head-only", "lr") == "0.001"
+    assert cell(page, "head-only", "lr") == "0.01"
     assert float(cell(page, "head-only", "val_volume/dice")) > 0
     # The score of an evaluation, which is a run of its own below this one.
     assert float(cell(page, "head-only", "evaluation/dice")) >= 0
@@ -69,10 +69,13 @@ def test_scores_and_curves_are_the_first_charts_and_the_machine_comes_last(study
 def test_a_child_links_to_its_source_and_the_source_to_its_child(study: Study, base: str, page: Any) -> None:
     child = study.children[1]
     page.goto(run_link(base, child.experiment_id, child.id))
-    page.get_by_text("Source:").wait_for()
-    page.get_by_role("link", name="balls/parent").first.click()
-    page.get_by_text("Used by").wait_for()
-    assert study.parent.id in page.url
+    page.get_by_text("Source:", exact=True).wait_for()
+    # MLflow opens the links of a description in another tab.
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="balls/parent", exact=True).first.click()
+    page = opened.value
+    page.wait_for_url(lambda url: study.parent.id in url)
+    page.get_by_text("Used by", exact=True).wait_for()
     page.get_by_role("link", name="balls/head-only").first.wait_for()
     keep(page, study, "used-by")
 
