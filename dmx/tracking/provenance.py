@@ -3,15 +3,13 @@
 import hashlib
 import json
 import platform
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from dmx.errors import RunError
 from dmx.tracking.environment import GitState, environment
+from dmx.tracking.files import read_text
 from dmx.tracking.process import job_tags, now
 from dmx.tracking.store import RunInfo, RunReader
 
@@ -89,15 +87,10 @@ def read_sessions(store: RunReader, run: RunInfo) -> list[Record]:
 
 
 def _read(store: RunReader, run: RunInfo, path: str) -> Record | None:
-    local = store.local_artifacts(run.id)
+    text = read_text(store, run.id, path)
     try:
-        if local is not None:
-            text = (local / path).read_text(encoding="utf-8")
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                text = store.download(run.id, path, Path(folder)).read_text(encoding="utf-8")
-        record = json.loads(text)
-    except (OSError, ValueError, RecursionError, RunError):
+        record = json.loads(text or "")
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and (path == "environment.json" or isinstance(record.get("session"), int))
     return record if whole else None

@@ -190,8 +190,9 @@ def require_no_errors(findings: CheckReport, session: Session) -> None:
         more = len(findings.errors) - _FINDINGS_SHOWN
         rest = f"; and {more} more" if more > 0 else ""
         hint = labels_hint(findings.errors)
+        count = "1 error" if len(findings.errors) == 1 else f"{len(findings.errors)} errors"
         raise CohortError(
-            f"Cohort '{findings.cohort}' has {len(findings.errors)} errors: {shown}{rest}. "
+            f"Cohort '{findings.cohort}' has {count}: {shown}{rest}. "
             f"See all of them with 'dmx cohort check'.{f' {hint}' if hint else ''}"
         )
     alike: dict[tuple[str, str], list[Finding]] = defaultdict(list)

@@ -449,8 +449,8 @@ def test_compatibility_refuses_other_networks() -> None:
 
 
 def test_a_network_needs_channels_classes_and_its_patches(tiny: ModelSection) -> None:
-    with pytest.raises(ModelError, match="got 2 channels and 1 classes"):
-        make(tiny, num_classes=1)
+    with pytest.raises(ModelError, match="got 2 channels and 0 outputs"):
+        make(tiny, num_classes=0)
     network = make(tiny)
     with pytest.raises(ModelError, match="reads 2 patches of a segment, got 1"):
         network(patches_for(network)[:1])

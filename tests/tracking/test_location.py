@@ -78,7 +78,8 @@ def test_the_shared_view_has_the_keys_that_mlflow_reads() -> None:
     assert state["selectedColumns"] == list(COLUMNS)
     if not reference.is_file():
         pytest.skip(f"{reference} is absent")
-    assert state.keys() == json.loads(reference.read_text()).keys()
+    # The sections and charts are beyond that reference; tests/browser looks at them.
+    assert state.keys() - {"compareRunSections", "compareRunCharts"} == json.loads(reference.read_text()).keys()
 
 
 @pytest.mark.parametrize("score", ["val/dice", "val/accuracy", "val/r2", "evaluation/dice", "evaluation/accuracy"])
