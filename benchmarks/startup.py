@@ -21,7 +21,7 @@ def measure(words: tuple[str, ...], *, folder: str, runs: int) -> dict[str, obje
     seconds = []
     for _ in range(runs + 1):
         clock = Clock()
-        command = [sys.executable, "-m", "dmx", *words]
+        command = [sys.executable, "-P", "-m", "dmx", *words]
         subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
         seconds.append(clock.wall)
     return {

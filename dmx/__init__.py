@@ -6,7 +6,9 @@ As functions, for notebooks: :func:`load_model`, :func:`plan_transfer`, :func:`f
 """
 
 import os
-from typing import TYPE_CHECKING
+
+# As typing's, which would be looked for in the working folder first by 'python -m dmx'.
+TYPE_CHECKING = False
 
 # Large tensors on large memory pages, which torch asks for when it first allocates: on a CPU every layer's features are
 # new memory, and entering its pages one by one costs up to a fifth of a prediction.

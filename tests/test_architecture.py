@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
+    "children": 0,
     "errors": 0,
     "geometry": 0,
     "paths": 1,
@@ -30,6 +31,7 @@ LAYERS = {
     "cli": 9,
 }
 THIRD_PARTY = {
+    "children": set(),
     "errors": set(),
     "geometry": set(),
     "paths": set(),

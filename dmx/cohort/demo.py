@@ -4,15 +4,14 @@ A: like strokes, FLAIR and DWI, two classes. B: like tumors, T1, T1c, T2 and FLA
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dmx.children import workers
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.grid import NiftiGrid
 from dmx.cohort.manifest import read_manifest, write_manifest
@@ -138,7 +137,7 @@ def _make_all(folder: Path, kind: Kind, indices: range, spacing_mm: float, seed:
         for index in indices:
             yield _write_case(folder, kind, index, spacing_mm, seed)
         return
-    with ProcessPoolExecutor(min(processes, len(indices)), mp_context=get_context("spawn")) as pool:
+    with workers(min(processes, len(indices))) as pool:
         jobs = [pool.submit(_write_case, folder, kind, index, spacing_mm, seed) for index in indices]
         try:
             for job in jobs:

@@ -6,12 +6,12 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from dmx.children import workers
 from dmx.cohort.case import Case
 from dmx.cohort.digest import files_sha256
 from dmx.errors import CohortError, DmxError
@@ -84,9 +84,7 @@ class CaseCache:
                 _prepare_one(self.folder, key, case, contract)
                 yield key
             return
-        # A fork would copy the threads' locks of the libraries that are loaded here.
-        workers = min(processes, len(todo))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+        with workers(min(processes, len(todo)), initializer=_end_with_parent) as pool:
             jobs = {key: pool.submit(_prepare_one, self.folder, key, case, contract) for key, case in todo.items()}
             try:
                 for key, job in jobs.items():

@@ -101,17 +101,25 @@ def git_state(folder: Path) -> GitState:
     commit = _git(folder, "rev-parse", "HEAD").strip()
     if not commit:
         return GitState()
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff")
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv")
     if len(diff) > _LONGEST_DIFF:
         diff = f"{diff[:_LONGEST_DIFF]}\n(cut after {_LONGEST_DIFF} characters)\n"
     return GitState(commit=commit, dirty=bool(diff), diff=diff)
+
+
+# Programs that the configuration of a repository may name.
+_NO_PROGRAMS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 def _git(folder: Path, *words: str) -> str:
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, timeout=_GIT_SECONDS, env=variables, check=True
+            ["git", "-C", str(folder), *_NO_PROGRAMS, *words],
+            capture_output=True,
+            timeout=_GIT_SECONDS,
+            env=variables,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

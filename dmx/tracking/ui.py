@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from http.client import HTTPException
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from dmx.children import PYTHON, variables
 from dmx.errors import RunError
 from dmx.tracking.embedded import database_path, mlflow_address
 from dmx.tracking.location import mask
@@ -60,22 +60,22 @@ def serving(uri: str, port: int) -> Iterator[str]:
     Raises:
         RunError: The server does not start.
     """
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [*PYTHON, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     # The server's own experiment 0 would otherwise leave its folder wherever the command was called.
     database = database_path(uri)
     if database is not None:
         command += ["--default-artifact-root", (database.parent / "artifacts").as_uri(), "--no-serve-artifacts"]
-    variables = {
-        **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri if database is None else mlflow_address(database),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+    environment = variables(
+        MLFLOW_BACKEND_STORE_URI=uri if database is None else mlflow_address(database),
+        MLFLOW_DISABLE_TELEMETRY="true",
         # Seven processes of 120 MB that only serve features for language models.
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    variables.pop("MLFLOW_TRACKING_URI", None)
-    with tempfile.TemporaryFile() as log:
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    # What serves the pages imports from the folder that it is started in, whatever Python is told.
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="dmx-ui-") as empty:
         # A group of its own: the server starts further processes, which must end with it.
-        process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             base = f"http://{HOST}:{port}"
             if not _answers(base, process):

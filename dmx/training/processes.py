@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import torch
 
+from dmx.children import variables
 from dmx.errors import TrainingError
 from dmx.training.exchange import Exchange, new_memory, parameters_and_buffers
 from dmx.training.state import TrainState
@@ -221,7 +222,7 @@ def _started(command: Sequence[str], memory: int, number: int) -> _Helper:
             pass_fds=(theirs.fileno(), memory),
             # A Ctrl-C at the terminal goes to the processes of the terminal's session.
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=variables(PYTHONPATH=path),
         )
     return _Helper(number, process, ours, output)
 

@@ -1,7 +1,6 @@
 """Start the processes that help a training: each gets its settings and cases, and builds the network by itself."""
 
 import pickle
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dmx.children import PYTHON
 from dmx.config.sections import TrainingSection
 from dmx.config.trust import is_factory, is_trusted
 from dmx.training.device import resolve_devices, threads_of
@@ -19,7 +19,7 @@ from dmx.workflows.scoring import AssembledScoring
 from dmx.workflows.session import Session
 
 # Without -P, modules of the working directory would come before those of Python.
-_COMMAND = (sys.executable, "-P", "-m", "dmx.workflows.helper")
+_COMMAND = (*PYTHON, "-m", "dmx.workflows.helper")
 _BUILT_THERE = ("network", "optimizer")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from dmx.children import usable_cpus
 from dmx.cohort.case import Case
 from dmx.paths import within
 from dmx.preprocess.cache import CachedCase, CaseCache
@@ -28,7 +29,7 @@ def prepare_cases(
     cases: Sequence[Case], contract: Contract, *, root: Path, progress: Progress | None = None
 ) -> list[CachedCase]:
     """Prepare cases once per content and contract; what is cached is only looked up."""
-    processes = max(1, min(len(os.sched_getaffinity(0)), 8))
+    processes = max(1, min(usable_cpus(), 8))
     return CaseCache(cache_folder(root)).prepare(cases, contract, progress=progress, processes=processes)
 
 
