@@ -130,6 +130,9 @@ def test_an_experiment_has_all_settings() -> None:
     for field in fields(settings):
         if field.name not in ("classes", "freeze", "unit", "regions"):
             assert getattr(settings, field.name) is getattr(experiment, field.name)
+    assert settings.unit == "segments"
+    volumes = FitSettings.of(replace(experiment, task="classification", losses=LossSection()), ("small", "large"))
+    assert volumes.unit == "volumes"
 
 
 @pytest.mark.parametrize(

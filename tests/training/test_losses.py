@@ -160,3 +160,13 @@ def test_penalties_are_those_of_autograd() -> None:
     assert float(terms["l2"]) == pytest.approx(float(sum(k.detach().square().sum() for k in kernels)), rel=1e-5)
     assert add_penalties(kernels, RegularizationSection(l1=0.0, l2=0.0)) == {}
     assert add_penalties([], section) == {}
+
+
+def test_whole_images_have_the_losses_of_single_voxels() -> None:
+    scores, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(4)), torch.tensor([0, 1, 2, 2, -1, 0])
+    section = LossSection(cross_entropy=1.0, soft_dice=1.0)
+    loss = Loss(section, 3)
+    image = loss(scores, labels)
+    voxels = loss(scores.T[None, :, :, None, None], labels[None, :, None, None])
+    assert image.terms["cross_entropy"] == pytest.approx(voxels.terms["cross_entropy"].item())
+    assert image.terms["soft_dice"].item() > 0.0
