@@ -234,3 +234,17 @@ def test_deepmedic_maps_whole_images_once_per_case_and_epoch(make_case, make_sou
     values = source[0].channels_CIJK
     assert torch.isin(nearest.inputs[0][:, 0], values[0]).all()
     assert not torch.isin(batch.inputs[0][:, 0], values[0]).all()
+
+
+def test_deepmedic_scales_whole_images_about_one_within_its_limit(make_case, make_source, make_sampler, make_plan):
+    source = make_source([make_case(shape=(30, 30, 30))])
+    augmentation = deepmedic(affine=DeepMedicAffine(prob=1.0, max_scaling=0.2))
+    plan = make_plan(9, border="deepmedic")
+    sampler = make_sampler(source, plan=plan, augmentation=augmentation, compatibility="deepmedic")
+    maps = [sampler._augmenter.deepmedic.image_map((30, 30, 30), key) for key in range(200)]
+    # A rotation keeps volumes, so the determinant is that of the scaling alone.
+    scales = torch.linalg.det(torch.tensor([found.matrix for found in maps], dtype=torch.float64)).abs() ** (1 / 3)
+    factors = torch.minimum(scales, 1 / scales)
+    assert factors.min() > 1 / 1.26
+    assert factors.max() > 0.99
+    assert 0.95 < float(scales.mean()) < 1.05

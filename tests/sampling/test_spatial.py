@@ -167,3 +167,10 @@ def test_matrices_stay_within_the_settings():
         sheared = draw_matrix(AffineSection(rotation=0.0, scale=0.0, shear=0.1), key)
         assert 0 < (sheared - torch.eye(3)).abs().max() <= 0.1
     assert not torch.equal(draw_matrix(AffineSection(), 1), draw_matrix(AffineSection(), 2))
+
+
+def test_a_volume_of_two_voxels_is_interpolated_between_them():
+    volume = torch.tensor([1.0, 3.0]).reshape(1, 2, 1, 1)
+    axes = (torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64), torch.zeros(1).double(), torch.zeros(1).double())
+    found = interpolate(volume, axes, AffineMap.along_axes((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)))
+    assert found.flatten().tolist() == [1.0, 1.5, 3.0]
