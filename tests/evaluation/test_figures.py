@@ -7,6 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from dmx.evaluation.figures import (
+    _short,
     confusion_figure,
     curves_figure,
     dice_figure,
@@ -125,3 +126,22 @@ def test_slices_go_where_truth_and_prediction_differ():
     assert max(telling_slices(truth, prediction, count=3)) < 8
     prediction[..., 30:34] = 1
     assert max(telling_slices(truth, prediction, count=3)) >= 30
+
+
+def test_a_class_is_outlined_where_it_lies():
+    prediction = np.zeros((10, 10, 6), dtype=np.int64)
+    prediction[2:8, 3:7, 1:5] = 1
+    figure = overlay_figure({"T1": np.ones((10, 10, 6))}, prediction, classes=CLASSES, spacing=(1, 1, 1))
+    lines = [np.concatenate([path.vertices for path in c.get_paths()]) for p in figure.axes for c in p.collections]
+    drawn = [line for line in lines if len(line)]
+    assert len(drawn) == 3
+    # The edges of the box, half a voxel outside of the centers of its outermost voxels.
+    widths = {tuple(np.round(line.max(axis=0) - line.min(axis=0), 1)) for line in drawn}
+    assert widths <= {(6.0, 4.0), (4.0, 6.0), (6.0, 6.0), (4.0, 4.0)}
+
+
+def test_counts_are_written_in_three_digits():
+    assert [_short(n) for n in (999, 1000, 999_499, 1_000_000, 8_900_000, 10**9)] == [
+        *("999", "1.00 k", "999 k"),
+        *("1.00 M", "8.90 M", "1.00 G"),
+    ]
