@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dmx.api.models import stored_origin
-from dmx.api.places import open_place, run_name
+from dmx.api.places import Logged, open_place, run_name
 from dmx.api.planned import PlannedTransfer
 from dmx.config.load import section_from_dict
 from dmx.config.transfer import TransferSection
@@ -52,6 +52,7 @@ def plan_transfer(
     source_channels: Sequence[str] = (),
     source_classes: Sequence[str] = (),
     checkpoint: str | None = None,
+    key: str | None = None,
     store: str | Path | None = None,
 ) -> PlannedTransfer:
     """Plan what a network receives from others, by names and shapes; no weight is changed before ``plan.apply``.
@@ -81,6 +82,8 @@ def plan_transfer(
         source_channels: The same for a source that is no run.
         source_classes: The same for a source that is no run.
         checkpoint: Checkpoint of a source that is a run; ``None``: the best one, else the last one.
+        key: Key of the weights in a torch file that has several, such as ``model`` beside ``ema``; ``None``: averaged
+            ones first.
         store: Run store, as for ``load_model``.
 
     Returns:
@@ -104,7 +107,7 @@ def plan_transfer(
         "adapt_kernels": adapt_kernels,
         "map": _rules(map),
     }
-    opener = _Opener(source_head_name, tuple(source_channels), tuple(source_classes), checkpoint, store)
+    opener = _Opener(source_head_name, tuple(source_channels), tuple(source_classes), checkpoint, key, store)
     sources = opener.open_all(source)
     sketch = _sketch(target, "target", head=head_name, channels=channels, classes=classes)
     planned = plan([found for found, _ in sources], sketch, transfer_options(section_from_dict(TransferSection, words)))
@@ -136,6 +139,7 @@ class _Opener:
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     checkpoint: str | None
+    key: str | None
     store: str | Path | None
     origins: dict[str, Origin | nn.Module] = field(default_factory=dict)
 
@@ -152,8 +156,10 @@ class _Opener:
             return sketch, _Live(source)
         if isinstance(source, Mapping) and source and all(isinstance(value, Tensor) for value in source.values()):
             return sketch_state(source, name=name, channels=self.channels, classes=self.classes), source
-        if isinstance(source, Path) or (isinstance(source, str) and Path(source).suffix in _FILES):
-            opened = open_weights_file(Path(source), name=name)
+        if isinstance(source, Path) or (isinstance(source, str) and _names_file(source)):
+            opened = open_weights_file(Path(source), name=name, key=self.key)
+            for sentence in opened.sentences() if opened.beside else ():
+                Logged().warn(sentence)
             self.origins[name] = FileOrigin(file=Path(source).name, sha256=opened.sha256)
             return opened.sketch, opened.reader
         if isinstance(source, str):
@@ -177,6 +183,11 @@ class _Opener:
         contract = contract_of(manifest)
         sketch = sketch_tensors(read_header(file), name=name, channels=contract.channels, classes=contract.outputs)
         return sketch, WeightsFile(file)
+
+
+def _names_file(text: str) -> bool:
+    """Return whether a text is meant as a file: by its ending, or because there is one."""
+    return Path(text).suffix in _FILES or Path(text).is_file()
 
 
 class _Live:

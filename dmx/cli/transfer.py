@@ -46,6 +46,14 @@ def transfer(
     from_file: Annotated[
         Path | None, typer.Option("--from-file", help="Weights that another tool wrote: safetensors or a torch file.")
     ] = None,
+    from_key: Annotated[
+        str | None,
+        typer.Option(
+            "--from-key",
+            metavar="KEY",
+            help="Key of the weights in a torch file that has several (model, ema, …); else averaged ones first.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", help="best, last, initial or epoch=N; else the best one, else the last."),
@@ -100,7 +108,7 @@ def transfer(
         "match_channels": match_channels,
         "channels": channels,
         "adapt_kernels": adapt_kernels or None,
-        "sources": _sources(from_run, from_file, checkpoint),
+        "sources": _sources(from_run, from_file, checkpoint, from_key),
     }
     raw = read_given(experiment, overrides or ())
     given = {key: value for key, value in words.items() if value is not None}
@@ -126,11 +134,15 @@ def _layers(texts: Sequence[str], option: str) -> list[int | str]:
     return [int(word) if word.isdecimal() and len(word) < _LONGEST_DEPTH else word for word in words]
 
 
-def _sources(run: str | None, file: Path | None, checkpoint: str | None) -> dict[str, dict[str, str]] | None:
+def _sources(
+    run: str | None, file: Path | None, checkpoint: str | None, key: str | None
+) -> dict[str, dict[str, str]] | None:
     if run is not None and file is not None:
         raise ConfigError("--from-run and --from-file name one source each; several sources go into the experiment.")
+    if key is not None and file is None:
+        raise ConfigError("--from-key names weights in a file: give the file with --from-file, too.")
     if file is not None:
-        return {"source": {"file": str(file.absolute())}}
+        return {"source": {"file": str(file.absolute()), **({} if key is None else {"key": key})}}
     if run is None:
         return None
     return {"source": {"run": run, **({} if checkpoint is None else {"checkpoint": checkpoint})}}

@@ -19,6 +19,8 @@ class SourceSection:
     """best, last, initial or epoch=N; empty: the best one, else the last one."""
     file: str | None = None
     """State dict as safetensors, or a torch file that opens with weights_only=True; relative to the experiment."""
+    key: str | None = None
+    """Key of the weights in a torch file that has several, such as `model` beside `ema`; empty: averaged ones first."""
     package: str | None = None
     """Published weights that an installed package holds: `efficientnet-lite0`."""
     sha256: str | None = None
@@ -31,6 +33,8 @@ class SourceSection:
             raise ValueError("checkpoint belongs to a run, not to a file")
         if self.run is not None and self.sha256 is not None:
             raise ValueError("sha256 belongs to a file, not to a run")
+        if self.file is None and self.key is not None:
+            raise ValueError("key belongs to a file, not to a run or package")
 
 
 @dataclass(frozen=True, kw_only=True)

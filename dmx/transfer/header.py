@@ -11,6 +11,7 @@ from typing import Any
 
 from dmx.errors import CheckpointError
 from dmx.transfer.describe import NetworkSketch, TensorInfo
+from dmx.transfer.file_kind import require_weights
 from dmx.transfer.layout import is_buffer, natural_key
 
 _LENGTH_BYTES = 8
@@ -26,6 +27,7 @@ def read_header(path: Path) -> tuple[TensorInfo, ...]:
     Raises:
         CheckpointError: The file is missing or is no safetensors file.
     """
+    require_weights(path)
     entries = _entries(path)
     entries.pop("__metadata__", None)
     try:

@@ -58,22 +58,24 @@ def open_source(store: RunStore, name: str, section: TransferSection, *, path: P
         return file_source(name, packaged_weights(given.package), sha256=given.sha256)
     if given.file is not None:
         file = path.resolve().parent / given.file
-        return file_source(name, file if file.is_file() else Path(given.file).resolve(), sha256=given.sha256)
+        file = file if file.is_file() else Path(given.file).resolve()
+        return file_source(name, file, sha256=given.sha256, key=given.key)
     return run_source(name, open_network(store, str(given.run), checkpoint=given.checkpoint, root=root))
 
 
-def file_source(name: str, file: Path, *, sha256: str | None) -> OpenSource:
+def file_source(name: str, file: Path, *, sha256: str | None, key: str | None = None) -> OpenSource:
     """Return a file of weights as a source.
 
     Args:
         name: What the plan calls it.
         file: The file.
         sha256: Hash that it must have; ``None``: any.
+        key: Key of the weights in it; ``None``: the usual ones.
 
     Raises:
         CheckpointError: The file is missing, damaged, or another one.
     """
-    opened = open_weights_file(file, name=name, for_scans=True)
+    opened = open_weights_file(file, name=name, for_scans=True, key=key)
     if sha256 not in (None, opened.sha256):
         raise CheckpointError(
             f"The settings want the file '{file}' with the SHA-256 {sha256}, got {opened.sha256}: its content was "
@@ -128,9 +130,11 @@ def pinned(section: TransferSection, sources: Sequence[OpenSource]) -> TransferS
         if source.trained is not None:
             named[source.name] = SourceSection(run=source.trained.run.id, checkpoint=source.trained.checkpoint_name)
         elif source.opened is not None:
-            package = section.sources[source.name].package if source.name in section.sources else None
+            given = section.sources.get(source.name)
+            package = None if given is None else given.package
             place = {"file": str(source.file)} if package is None else {"package": package}
-            named[source.name] = SourceSection(**place, sha256=source.opened.sha256)
+            key = None if given is None else given.key
+            named[source.name] = SourceSection(**place, key=key, sha256=source.opened.sha256)
     return replace(section, sources=named)
 
 
