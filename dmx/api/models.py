@@ -9,6 +9,7 @@ from dmx.api.places import Logged, locate, open_place, run_name
 from dmx.errors import CheckpointError
 from dmx.model.image_network import ImageNetwork
 from dmx.model.module import ModuleNetwork
+from dmx.training.checkpoint import weights_sha256
 from dmx.workflows.export import Exported, ExportRequest, renamed
 from dmx.workflows.export import export as export_run
 from dmx.workflows.provenance import RunOrigin, remember
@@ -18,7 +19,6 @@ from dmx.workflows.trained import (
     TrainedNetwork,
     open_network,
     stored_checkpoint,
-    weights_sha256,
 )
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -15,7 +15,8 @@ from dmx.config.transfer import TransferSection
 from dmx.errors import TransferError, suggest
 from dmx.model.network import Network
 from dmx.model.sketch import sketch_module, sketch_network
-from dmx.training.checkpoint import AVERAGE, MODEL, WeightsFile
+from dmx.training.checkpoint import prediction_files
+from dmx.training.weights import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.header import read_header
@@ -179,10 +180,10 @@ class _Opener:
             opened = run_source(name, trained)
             return opened.sketch, opened.reader
         # Names and shapes are enough: no code of the run's maker is needed to build the network.
-        file = stored.folder / (AVERAGE if AVERAGE in manifest["files"] else MODEL)
+        files = prediction_files(stored.folder, manifest)
         contract = contract_of(manifest)
-        sketch = sketch_tensors(read_header(file), name=name, channels=contract.channels, classes=contract.outputs)
-        return sketch, WeightsFile(file)
+        sketch = sketch_tensors(read_header(*files), name=name, channels=contract.channels, classes=contract.outputs)
+        return sketch, WeightsFile(*files)
 
 
 def _names_file(text: str) -> bool:

@@ -4,6 +4,8 @@
 
     step_000012000/model.safetensors      weights
                    average.safetensors    averaged weights, if there are any
+                   frozen.safetensors     weights that do not train, in neither of the two above; the checkpoints of a
+                                          run share one file by hard links, so that the disk has it once
                    training_state.pt      the rest; opens with torch.load(weights_only=True)
                    checkpoint.json        what the checkpoint is, SHA-256 of each file and of itself; written last
 """
@@ -15,7 +17,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,14 +26,18 @@ import torch
 from torch import Tensor
 
 from dmx.errors import CheckpointError
+from dmx.training.weights import read_weights, same_bits, weights_bytes
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "checkpoint.json"
 MODEL: Final = "model.safetensors"
 AVERAGE: Final = "average.safetensors"
+FROZEN: Final = "frozen.safetensors"
 TRAINING_STATE: Final = "training_state.pt"
 
-_FILES = (MODEL, AVERAGE, TRAINING_STATE)
+# A version that knows no frozen file would find weights missing.
+_WITHOUT_FROZEN = 1
+_FILES = (MODEL, AVERAGE, FROZEN, TRAINING_STATE)
 _RESERVED = ("format_version", "files", "sha256")
 
 
@@ -74,6 +80,7 @@ def write_checkpoint(
     training_state: Mapping[str, Any],
     manifest: Mapping[str, Any],
     average_state: Mapping[str, Tensor] | None = None,
+    frozen: Collection[str] = (),
 ) -> Path:
     """Write a checkpoint so that the folder is complete or absent, whatever happens.
 
@@ -86,6 +93,8 @@ def write_checkpoint(
         training_state: Tensors and plain values only.
         manifest: What the checkpoint says about itself; JSON values.
         average_state: Averaged weights by name.
+        frozen: Names of weights that hardly change from checkpoint to checkpoint. They go to a file of their own, which
+            is a hard link to that of another checkpoint beside this one where the content is the same.
 
     Returns:
         The folder.
@@ -98,18 +107,18 @@ def write_checkpoint(
     reserved = [key for key in _RESERVED if key in manifest]
     if reserved:
         raise CheckpointError(f"The manifest of a checkpoint must leave {', '.join(reserved)} to the writer.")
-    files = {MODEL: weights_bytes(model_state), TRAINING_STATE: _state_bytes(training_state)}
-    if average_state is not None:
-        files[AVERAGE] = weights_bytes(average_state)
+    files = {**_weights_files(model_state, average_state, frozen), TRAINING_STATE: _state_bytes(training_state)}
     entries = {name: _entry(data) for name, data in files.items()}
     # Through JSON first, so that the digest is that of what a reader will see (keys are strings then).
-    content = json.loads(json.dumps({**manifest, "format_version": FORMAT_VERSION, "files": entries}))
+    version = FORMAT_VERSION if FROZEN in files else _WITHOUT_FROZEN
+    content = json.loads(json.dumps({**manifest, "format_version": version, "files": entries}))
     files[MANIFEST] = _manifest_bytes({**content, "sha256": _digest(content)})
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
         for name, data in files.items():
-            _write(partial / name, data)
+            if name != FROZEN or not _link(folder.parent, entries[name], partial / name):
+                _write(partial / name, data)
         _sync_folder(partial)
         partial.rename(folder)
         _sync_folder(folder.parent)
@@ -141,38 +150,26 @@ def read_checkpoint(folder: Path, *, verify: bool = True, with_training_state: b
     problems = verify_checkpoint(folder) if verify else [*_missing(folder, manifest), *_outside(folder, manifest)]
     if problems:
         raise CheckpointError(f"Checkpoint '{folder}' is damaged and was not loaded: {'; '.join(problems)}.")
+    frozen = read_weights(folder / FROZEN) if FROZEN in manifest["files"] else {}
     return Checkpoint(
         manifest=manifest,
-        model_state=_read_weights(folder / MODEL),
-        average_state=_read_weights(folder / AVERAGE) if AVERAGE in manifest["files"] else None,
+        model_state={**frozen, **read_weights(folder / MODEL)},
+        average_state={**frozen, **read_weights(folder / AVERAGE)} if AVERAGE in manifest["files"] else None,
         training_state=_read_state(folder / TRAINING_STATE) if with_training_state else None,
     )
 
 
-class WeightsFile:
-    """The weights of a safetensors file, each read when it is asked for.
+def prediction_files(folder: Path, manifest: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Return the files that hold the weights with which a checkpoint predicts; the first one that has a name counts."""
+    files = manifest["files"]
+    return tuple(folder / name for name in (AVERAGE if AVERAGE in files else MODEL, FROZEN) if name in files)
 
-    Args:
-        path: The file.
-    """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return a tensor.
-
-        Raises:
-            CheckpointError: The file cannot be read or has no such tensor.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"'{self._path}' cannot be read as weights: {error}.") from error
-        return tensor
+def weights_sha256(manifest: Mapping[str, Any]) -> str:
+    """Return a hash of all weights with which a checkpoint predicts: of their file, or of the hashes of their two."""
+    files = manifest["files"]
+    own, frozen = str(files.get(AVERAGE, files[MODEL])["sha256"]), files.get(FROZEN)
+    return own if frozen is None else hashlib.sha256(f"{own} {frozen['sha256']}".encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -260,19 +257,40 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_bytes(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of a safetensors file of tensors by name, with texts in its header."""
-    from safetensors.torch import save
+def _weights_files(
+    model_state: Mapping[str, Tensor], average_state: Mapping[str, Tensor] | None, frozen: Collection[str]
+) -> dict[str, bytes]:
+    """Return the files of the weights, in which no frozen tensor stands twice."""
+    apart = {name: tensor for name, tensor in model_state.items() if name in frozen}
+    files = {MODEL: weights_bytes({name: tensor for name, tensor in model_state.items() if name not in apart})}
+    if average_state is not None:
+        files[AVERAGE] = weights_bytes(
+            {
+                name: tensor
+                for name, tensor in average_state.items()
+                if name not in apart or not same_bits(tensor, apart[name])
+            }
+        )
+    if apart:
+        files[FROZEN] = weights_bytes(apart)
+    return files
 
-    whole: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        # The weights of a module that is registered twice stand in the state dict twice, which safetensors refuses.
-        whole[name] = value.clone() if value.data_ptr() in places else value
-        places.add(value.data_ptr())
-    data: bytes = save(whole, None if metadata is None else dict(metadata))
-    return data
+
+def _link(checkpoints: Path, entry: Mapping[str, Any], path: Path) -> bool:
+    """Link a frozen file to one of the same content in another checkpoint; tell whether there was one.
+
+    The other file is read first, so that damage does not spread. Some file systems have no hard links.
+    """
+    for other in sorted(checkpoints.glob(f"[!.]*/{FROZEN}"), reverse=True):
+        try:
+            if other.is_symlink() or other.parent.is_symlink() or other.stat().st_size != entry["bytes"]:
+                continue
+            if _file_sha256(other) == entry["sha256"]:
+                path.hardlink_to(other)
+                return True
+        except OSError:
+            path.unlink(missing_ok=True)
+    return False
 
 
 def _state_bytes(state: Mapping[str, Any]) -> bytes:
@@ -295,17 +313,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' cannot be read as weights: {error}.") from error
-    return tensors
 
 
 def _read_state(path: Path) -> dict[str, Any]:

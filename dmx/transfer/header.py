@@ -19,25 +19,32 @@ _LARGEST = 100_000_000
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
 
 
-def read_header(path: Path) -> tuple[TensorInfo, ...]:
-    """Return name and shape of each tensor of a safetensors file.
+def read_header(*paths: Path) -> tuple[TensorInfo, ...]:
+    """Return name and shape of each tensor of a safetensors file, or of several that hold a network together.
 
-    The file does not keep the order of the network, so the names are sorted, numbers by value.
+    A file does not keep the order of the network, so the names are sorted, numbers by value.
+
+    Args:
+        paths: The files; the first one that has a name counts.
 
     Raises:
-        CheckpointError: The file is missing or is no safetensors file.
+        CheckpointError: A file is missing or is no safetensors file.
     """
+    infos = {info.name: info for path in reversed(paths) for info in _infos(path)}
+    return tuple(sorted(infos.values(), key=lambda info: natural_key(info.name)))
+
+
+def _infos(path: Path) -> list[TensorInfo]:
     require_weights(path)
     entries = _entries(path)
     entries.pop("__metadata__", None)
     try:
-        infos = [
+        return [
             TensorInfo(name, tuple(int(n) for n in entry["shape"]), _dtype(entry["dtype"]), not is_buffer(name))
             for name, entry in entries.items()
         ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _no_safetensors(path, f"an entry lacks {error}") from error
-    return tuple(sorted(infos, key=lambda info: natural_key(info.name)))
 
 
 def _entries(path: Path) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from dmx.cohort.files import atomic_file
 from dmx.errors import CheckpointError
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.store import RunInfo
-from dmx.training.checkpoint import AVERAGE, MODEL, weights_bytes
+from dmx.training.checkpoint import weights_sha256
+from dmx.training.weights import weights_bytes
 from dmx.transfer.layout import natural_key
 from dmx.workflows.handed import WRAPPER
 from dmx.workflows.session import Session
-from dmx.workflows.trained import StoredCheckpoint, stored_checkpoint
+from dmx.workflows.trained import StoredCheckpoint, contract_of, stored_checkpoint
 
 _TORCH = (".pth", ".pt")
 _SAFETENSORS = ".safetensors"
@@ -142,7 +143,7 @@ def _described(stored: StoredCheckpoint) -> dict[str, str]:
     """Return where the weights come from, for the header of the file."""
     manifest = stored.content.manifest
     contract = manifest["contract"]
-    files = manifest["files"]
+    channels = contract_of(manifest).channels
     return {
         "format": "pt",
         "dmx.run_id": stored.run.id,
@@ -150,9 +151,10 @@ def _described(stored: StoredCheckpoint) -> dict[str, str]:
         "dmx.checkpoint": stored.name,
         "dmx.epoch": str(manifest["epoch"]),
         "dmx.global_step": str(manifest["global_step"]),
-        "dmx.channels": json.dumps(contract["channels"]),
-        "dmx.classes": json.dumps(contract["classes"]),
+        "dmx.channels": json.dumps(list(channels)),
+        "dmx.classes": json.dumps(contract.get("classes", [])),
+        **({"dmx.targets": json.dumps(contract["targets"])} if contract.get("targets") else {}),
         **({"dmx.regions": json.dumps(contract["regions"])} if contract.get("regions") else {}),
         "dmx.model": manifest["model"]["name"],
-        "dmx.sha256": files.get(AVERAGE, files[MODEL])["sha256"],
+        "dmx.sha256": weights_sha256(manifest),
     }

@@ -9,6 +9,8 @@ from dmx.config.load import as_dict
 from dmx.config.sections import Experiment
 from dmx.training.checkpoint import write_checkpoint
 from dmx.training.events import CheckpointDue
+from dmx.training.ready import ReadyOptimizer
+from dmx.training.settings import FitSettings
 from dmx.workflows.checked import AnyContract
 
 
@@ -41,6 +43,11 @@ class Described(Protocol):
         """Return what the network sees."""
         ...
 
+    @property
+    def settings(self) -> FitSettings:
+        """Return the settings of the training core."""
+        ...
+
 
 def saver(
     checked: Described, *, run_id: str, source: Mapping[str, Any] | None = None
@@ -71,6 +78,15 @@ def saver(
             average_state=state["average"],
             training_state=state["training"],
             manifest=manifest,
+            frozen=_held(due, checked.settings),
         )
 
     return save
+
+
+def _held(due: CheckpointDue, settings: FitSettings) -> frozenset[str]:
+    """Return the names of the tensors that do not train at the moment of a checkpoint."""
+    frozen, optimizer = frozenset(settings.freeze.frozen_tensors(due.position.epoch)), due.state.optimizer
+    # Of a parameter that an optimizer from Python leaves out, nothing changes either.
+    left_out = optimizer.parameters.keys() - optimizer.names if isinstance(optimizer, ReadyOptimizer) else ()
+    return frozen.union(left_out)

@@ -13,7 +13,8 @@ from dmx.errors import CheckpointError, TransferError
 from dmx.model.image_network import packaged_weights
 from dmx.model.sketch import sketch_section
 from dmx.tracking.store import RunStore
-from dmx.training.checkpoint import WeightsFile
+from dmx.training.checkpoint import prediction_files
+from dmx.training.weights import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch
 from dmx.transfer.header import check_header, read_header
@@ -86,8 +87,7 @@ def file_source(name: str, file: Path, *, sha256: str | None, key: str | None = 
 
 def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
     """Return a run's checkpoint as a source."""
-    weights = trained.folder / "average.safetensors"
-    weights = weights if "average.safetensors" in trained.manifest["files"] else trained.folder / "model.safetensors"
+    weights = prediction_files(trained.folder, trained.manifest)
     sketch = sketch_section(
         section_from_dict(ModelSection, trained.manifest["model"]),
         name=name,
@@ -97,8 +97,8 @@ def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
         scores=trained.task != "segmentation",
         spatial_dims=trained.contract.spatial_dims,
     )
-    check_header(sketch, read_header(weights))
-    return OpenSource(name=name, sketch=sketch, reader=WeightsFile(weights), trained=trained)
+    check_header(sketch, read_header(*weights))
+    return OpenSource(name=name, sketch=sketch, reader=WeightsFile(*weights), trained=trained)
 
 
 def require_same_outputs(plan: TransferPlan, contract: AnyContract, sources: Sequence[OpenSource]) -> None:

@@ -39,13 +39,26 @@ def require_space(folder: Path, state: TrainState, settings: FitSettings) -> Non
     except OSError:
         # A file system that does not tell is no reason not to train.
         return
-    if free < count * each:
+    # What never trains is on the disk once.
+    if free < count * each - (count - 1) * frozen_bytes(state, settings):
         raise TrainingError(
             f"Up to {count} checkpoints of {each / _GB:.2g} GB are on the disk at a time, and '{folder}' has "
             f"{free / _GB:.2g} GB left. Free some space, or keep fewer (checkpoints.keep_last: {keep.keep_last}"
             + (f", keep_epochs: {len(keep.keep_epochs)} of them" if keep.keep_epochs else "")
             + ")."
         )
+
+
+def frozen_bytes(state: TrainState, settings: FitSettings) -> int:
+    """Return what the weights take that never train, which all checkpoints of a run share."""
+    model: nn.Module = state.model
+    freeze = settings.freeze
+    until = {**freeze.parameters, **freeze.buffers}
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in model.state_dict().items()
+        if until.get(name, 0) == NEVER
+    )
 
 
 def checkpoint_bytes(state: TrainState, settings: FitSettings) -> int:

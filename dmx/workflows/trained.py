@@ -22,15 +22,9 @@ from dmx.tracking.location import project_of
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.tracking.store import RunInfo, RunStore
-from dmx.training.checkpoint import Checkpoint, read_checkpoint
+from dmx.training.checkpoint import Checkpoint, read_checkpoint, weights_sha256
 from dmx.workflows.checked import AnyContract
 from dmx.workflows.identity import read_identity
-
-
-def weights_sha256(manifest: Mapping[str, Any]) -> str:
-    """Return the hash of the weights with which a checkpoint predicts."""
-    files = manifest["files"]
-    return str(files.get("average.safetensors", files["model.safetensors"])["sha256"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dmx.cohort.digest import file_sha256
 from dmx.errors import CheckpointError, suggest
 from dmx.model.nnunet_checkpoint import as_nnunet_checkpoint
 from dmx.model.torch_file import load_torch_file
-from dmx.training.checkpoint import WeightsFile
+from dmx.training.weights import WeightsFile
 from dmx.transfer.apply import TensorReader
 from dmx.transfer.describe import NetworkSketch, TensorInfo
 from dmx.transfer.file_kind import is_safetensors, require_weights

@@ -18,14 +18,19 @@ from dmx.errors import CheckpointError
 from dmx.training import checkpoint as module
 from dmx.training.checkpoint import (
     AVERAGE,
+    FROZEN,
     MANIFEST,
     MODEL,
     TRAINING_STATE,
+    prediction_files,
     read_checkpoint,
     read_manifest,
     verify_checkpoint,
+    weights_sha256,
     write_checkpoint,
 )
+from dmx.training.weights import WeightsFile
+from dmx.transfer.header import read_header
 
 
 def write(folder: Path, *, value: float = 1.0, average: bool = True) -> Path:
@@ -137,7 +142,7 @@ def test_damage_is_noticed_without_verifying_as_well(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"format_version": 2, "files": {}}, "has format 2, this version of dmx reads up to 1. Update dmx."),
+        ({"format_version": 3, "files": {}}, "has format 3, this version of dmx reads up to 2. Update dmx."),
         ({"format_version": 1}, "does not list its files"),
         ([1, 2], "does not list its files"),
     ],
@@ -216,3 +221,96 @@ def test_the_digest_of_a_manifest_is_that_of_its_sorted_content(saved: Path) -> 
 def test_a_checkpoint_makes_the_folders_above_it(tmp_path: Path) -> None:
     written = write(tmp_path / "a" / "run" / "checkpoints")
     assert read_checkpoint(written).model_state
+
+
+def write_frozen(
+    folder: Path, *, value: float = 1.0, frozen: tuple[str, ...] = ("body", "steps"), body: float = 2.0
+) -> Path:
+    weights = {"head": torch.full((3,), value), "body": torch.full((1000,), body), "steps": torch.tensor(7)}
+    average = {**weights, "head": torch.full((3,), value + 10)}
+    return write_checkpoint(
+        folder, model_state=weights, average_state=average, training_state={}, manifest={}, frozen=frozen
+    )
+
+
+def test_frozen_weights_are_written_once_and_every_checkpoint_is_whole(tmp_path: Path) -> None:
+    first, second = (write_frozen(tmp_path / f"step_{n}", value=n) for n in (1, 2))
+    assert (first / FROZEN).samefile(second / FROZEN)
+    assert (first / FROZEN).stat().st_nlink == 2
+    assert (first / MODEL).stat().st_size + (first / AVERAGE).stat().st_size < 1000
+    assert FROZEN in read_manifest(second)["files"]
+    assert read_manifest(second)["format_version"] == 2
+    shutil.rmtree(first)
+    assert verify_checkpoint(second) == []
+    content = read_checkpoint(second)
+    for state, head in ((content.model_state, 2.0), (content.average_state, 12.0)):
+        assert state is not None
+        assert {name: float(tensor.mean(dtype=torch.float64)) for name, tensor in state.items()} == {
+            "head": head,
+            "body": 2.0,
+            "steps": 7.0,
+        }
+    files = prediction_files(second, content.manifest)
+    assert [info.name for info in read_header(*files)] == ["body", "head", "steps"]
+    assert float(WeightsFile(*files)["head"][0]) == 12.0
+    assert float(WeightsFile(*files)["body"][0]) == 2.0
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        WeightsFile(*files)["tail"]
+
+
+def test_the_hash_of_weights_is_of_all_of_them(tmp_path: Path) -> None:
+    hashes = [
+        weights_sha256(read_manifest(write_frozen(tmp_path / str(number), **values)))
+        for number, values in enumerate(({}, {"value": 3.0}, {"body": 3.0}, {}))
+    ]
+    assert len(set(hashes)) == 3
+    assert hashes[0] == hashes[3]
+
+
+def test_a_layer_that_trains_leaves_the_frozen_file(tmp_path: Path) -> None:
+    before = write_frozen(tmp_path / "step_1")
+    after = write_frozen(tmp_path / "step_2", frozen=("steps",), body=5.0)
+    assert not (before / FROZEN).samefile(after / FROZEN)
+    assert [float(read_checkpoint(folder).model_state["body"][0]) for folder in (before, after)] == [2.0, 5.0]
+    last = write_frozen(tmp_path / "step_3", frozen=(), body=6.0)
+    assert not (last / FROZEN).exists()
+    assert read_manifest(last)["format_version"] == 1
+
+
+def test_an_average_that_differs_keeps_its_own(tmp_path: Path) -> None:
+    weights = {"body": torch.tensor([0.0, float("nan")])}
+    other = {"body": torch.tensor([-0.0, float("nan")])}
+    folder = write_checkpoint(
+        tmp_path / "a", model_state=weights, average_state=other, training_state={}, manifest={}, frozen=("body",)
+    )
+    content = read_checkpoint(folder)
+    assert content.average_state is not None
+    assert bool(torch.signbit(content.average_state["body"][0])) != bool(torch.signbit(content.model_state["body"][0]))
+
+
+def test_a_damaged_or_linked_frozen_file_is_not_shared(tmp_path: Path) -> None:
+    first = write_frozen(tmp_path / "step_1")
+    flip_a_bit(first, FROZEN)
+    second = write_frozen(tmp_path / "step_2")
+    assert verify_checkpoint(second) == []
+    assert (verify_checkpoint(first)[0], verify_checkpoint(first)[1:]) == (
+        f"{FROZEN} differs from the file that was written (SHA-256)",
+        [],
+    )
+    (second / FROZEN).rename(tmp_path / "outside")
+    (second / FROZEN).symlink_to(tmp_path / "outside")
+    third = write_frozen(tmp_path / "step_3")
+    assert not (third / FROZEN).samefile(tmp_path / "outside")
+    remove(third, FROZEN)
+    with pytest.raises(CheckpointError, match=f"{FROZEN} is missing"):
+        read_checkpoint(third)
+
+
+def test_without_hard_links_the_file_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    first, second = (write_frozen(tmp_path / f"step_{n}") for n in (1, 2))
+    assert not (first / FROZEN).samefile(second / FROZEN)
+    assert verify_checkpoint(second) == []

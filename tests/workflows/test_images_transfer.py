@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import dmx
 from dmx.errors import CohortError
 from dmx.tracking.mlflow_store import open_store
+from dmx.training.checkpoint import read_checkpoint
 from dmx.training.events import StepEnded
 from dmx.workflows.export import ExportRequest, export
 from dmx.workflows.finetune import FinetuneRequest, finetune
@@ -186,3 +188,42 @@ def test_a_network_of_efficientnet_begins_with_published_weights(
     assert any("1,280 features" in sentence for sentence in teller.sentences)
     contract = open_network(open_store(root=project), run.id, checkpoint=None, root=project).contract
     assert contract.as_dict()["mean"] == [127 / 255] * 3
+
+
+def test_a_fixed_extractor_is_stored_once(project: Path, source: str, other: Path) -> None:
+    raw = {key: value for key, value in raw_settings(other).items() if key not in ("model", "image_preprocess", "task")}
+    changes = {"freeze": FIXED, "optimizer": {"name": "adam"}, "training": {"epochs": 2, "moving_average": 0.9}}
+    path = project / "next.yaml"
+    path.write_text(yaml.safe_dump({**raw, **changes}))
+    request = FinetuneRequest(experiment=path, run=source)
+    whole = finetune(request, session(project)).run
+    broken = finetune(request, session(project, Teller(stop_after=1))).run
+    resume(broken.id, session(project))
+    store = open_store(root=project)
+    states = [final_state(store, run) for run in (whole, broken)]
+    for part in ("model", "average"):
+        assert_same(states[0][part], states[1][part])
+    folders = sorted((artifacts(store, broken) / "checkpoints").glob("step_*"))
+    assert len(folders) > 1
+    assert len({(folder / "frozen.safetensors").stat().st_ino for folder in folders}) == 1
+    trained = open_network(store, broken.id, checkpoint=None, root=project)
+    body = {name for name, _ in trained.network.named_parameters() if not name.startswith("network.head.")}
+    for folder in folders:
+        content = read_checkpoint(folder)
+        assert content.model_state.keys() == trained.network.state_dict().keys()
+        assert content.training_state is not None
+        # Moments of what never trains would take twice the room of its weights.
+        moments = content.training_state["optimizer"]["state"]
+        assert not body & {name for slot in moments.values() for name in slot}
+        sizes = {name: (folder / name).stat().st_size for name in ("model.safetensors", "average.safetensors")}
+        assert max(sizes.values()) < (folder / "frozen.safetensors").stat().st_size
+    # What reads the files themselves finds both.
+    export(ExportRequest(run=broken.id, output=project / "w.safetensors"), session(project))
+    assert load_file(project / "w.safetensors").keys() == {
+        n.removeprefix("network.") for n in trained.network.state_dict()
+    }
+    transferred = {**raw_settings(other), "transfer": {"sources": {"s": {"run": broken.id}}, "head": "copy"}}
+    del transferred["model"]
+    moved = transfer(transferred, session(project), path=path).run
+    assert store.get_run(moved.id).tags["dmx.source_sha256"] == trained.sha256
+    assert dmx.plan_transfer(broken.id, dmx.load_model(broken.id), head="copy").plan.received

@@ -19,7 +19,8 @@ from dmx.cohort.volume import read_volume, write_volume
 from dmx.config import trust
 from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
-from dmx.training.checkpoint import WeightsFile, read_checkpoint
+from dmx.training.checkpoint import read_checkpoint
+from dmx.training.weights import WeightsFile
 from dmx.transfer.header import read_header
 from tests.workflows.test_train import artifacts
 
