@@ -189,6 +189,7 @@ def ablate(
     checkpoint: str | None = None,
     split: str | None = None,
     allow_leak: bool = False,
+    labels: Mapping[int | str, int | str] | None = None,
     device: str = "auto",
     name: str | None = None,
     store: str | Path | None = None,
@@ -203,6 +204,7 @@ def ablate(
         checkpoint: As for ``load_model``.
         split: Split to score; ``None``: evaluation, else validation, else cases without one.
         allow_leak: Score cases that were in the training, too.
+        labels: As for ``evaluate``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.
         store: Run store, as for ``load_model``.
@@ -225,6 +227,7 @@ def ablate(
         device=device,
         uri=uri,
         name=name,
+        labels=None if labels is None else {str(value): str(label) for value, label in labels.items()},
     )
     return run_ablation(request, Session(root=root, report=Logged()))
 

@@ -238,7 +238,8 @@ def evaluate(
         surface: What distances are measured between: ``elements`` of the surface, or centers of ``voxels``.
         allow_leak: Score cases that were in the training, too.
         labels: Value in the label maps of the cohort: class of the network, by name or index, e.g. ``{17: "Anterior",
-            53: "Posterior"}``, where the names of the classes do not say it. Of whole images and volumes the label.
+            53: "Posterior"}``, where the names of the classes do not say it. Of whole images and volumes the label
+            (``{0: "benign"}``), or the column of a target.
         settings: The section ``prediction``, instead of the run's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmx.cli.console import out
-from dmx.cli.predict import Checkpoint, Device, Name, Overrides, prediction_settings
+from dmx.cli.predict import Checkpoint, Device, Name, Overrides, TruthLabels, label_words, prediction_settings
 from dmx.cli.runs import RUN_HELP
 from dmx.cli.train import AllowLeak
 from dmx.cli.ui import StoreAddress
@@ -131,6 +131,7 @@ def ablate(
         typer.Option("--split", help="Split to score; else evaluation, validation, or cases without one."),
     ] = None,
     allow_leak: AllowLeak = False,
+    labels: TruthLabels = None,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -157,6 +158,7 @@ def ablate(
             device=device,
             uri=store,
             name=name,
+            labels=None if labels is None else label_words(labels),
         )
         done = run_ablation(request, Session(root=project_root(Path.cwd()), report=report))
     _print_changes(done)

@@ -36,6 +36,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. prediction.mirror=[0]. May be repeated."),
 ]
+TruthLabels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="LABEL=CLASS,…",
+        help="Class of each value in the cohort's label maps, e.g. 17=Anterior,53=Posterior (0 is background); of "
+        "whole images and volumes that of each label, or COLUMN=TARGET.",
+    ),
+]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
 
 
@@ -146,14 +155,7 @@ def evaluate(
     surface: Annotated[
         str, typer.Option("--surface", help="Between what distances are: elements of the surface, or voxels' centers.")
     ] = "elements",
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            "--labels",
-            metavar="VALUE=CLASS,…",
-            help="Class of each value in the cohort's label maps, e.g. 17=Anterior,53=Posterior; 0 is background.",
-        ),
-    ] = None,
+    labels: TruthLabels = None,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -196,7 +198,7 @@ def label_words(text: str) -> dict[str, str]:
     for word in text.split(","):
         value, equals, name = (part.strip() for part in word.partition("="))
         if not (value and equals and name) or value in words:
-            raise ConfigError(f"--labels takes VALUE=CLASS,…, each value once, e.g. 17=Anterior, got '{word}'.")
+            raise ConfigError(f"--labels takes LABEL=CLASS,…, each label once, e.g. 17=Anterior, got '{word}'.")
         words[value] = name
     return words
 

@@ -42,6 +42,7 @@ class AblateRequest:
         device: Where to predict.
         uri: Run store.
         name: Name of the run.
+        labels: Value in the label maps, or label: class of the network, as for an evaluation.
     """
 
     run: str
@@ -55,6 +56,7 @@ class AblateRequest:
     device: str = "auto"
     uri: str | None = None
     name: str | None = None
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +135,12 @@ def _scorer(request: AblateRequest, trained: TrainedNetwork, device: torch.devic
     if not isinstance(trained, Trained):
         if request.settings is not None:
             raise ConfigError("--set prediction.… belongs to segmentation; whole images and volumes need none.")
-        inputs = known_inputs(trained, request.cohort, split=request.split, device=device, session=session)
+        inputs = known_inputs(
+            trained, request.cohort, split=request.split, device=device, session=session, labels=request.labels
+        )
         return WholeScorer(trained=trained, inputs=inputs, device=device, session=session)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
-    truth = read_truth(trained, cohort, request.cohort, given=None, session=session)
+    truth = read_truth(trained, cohort, request.cohort, given=request.labels, session=session)
     return LabelMapScorer(
         trained=trained,
         truth=truth.contract,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -42,6 +42,9 @@ class EvaluatedScores:
         rows: Truth, prediction and score of each case.
         scores: What all together are worth.
         summary: Mean of each case's score with its interval over subjects.
+        paired_by: How the cohort's classes were paired with the network's: ``names``, ``position``, ``given`` or
+            ``training`` (the cohort names none).
+        label_values: Class that each label was read as, or target that each column was.
     """
 
     run: RunInfo
@@ -53,6 +56,8 @@ class EvaluatedScores:
     rows: Sequence[Row]
     scores: Row
     summary: Mapping[str, Summary]
+    paired_by: str = "names"
+    label_values: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScores:
@@ -64,8 +69,11 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
     trained = open_network(store, request.run, checkpoint=request.checkpoint, root=session.root)
-    inputs = known_inputs(trained, request.cohort, split=request.split, device=device, session=session)
-    cohort = inputs.cohort
+    inputs = known_inputs(
+        trained, request.cohort, split=request.split, device=device, session=session, labels=request.labels
+    )
+    cohort, truth = inputs.cohort, inputs.truth
+    assert truth is not None
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
     scores = network_scores(trained, inputs, device)
     rows = truth_rows(trained, inputs, scores)
@@ -77,7 +85,12 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
         kind="evaluate",
         words=f"{trained.run.name} {inputs.split}".strip(),
         name=request.name,
-        params={"cohort": cohort.name, "split": split, "cases": len(rows), **source_params(trained)},
+        params={
+            "cohort": cohort.name,
+            "split": split,
+            "cases": len(rows),
+            **(truth.params() | source_params(trained)),
+        },
         tags={**trained_tags(trained), **leak_tags},
     )
     with (
@@ -100,6 +113,8 @@ def evaluate_scores(request: EvaluateRequest, session: Session) -> EvaluatedScor
             rows=rows,
             scores=found,
             summary=summary,
+            paired_by=truth.by,
+            label_values=truth.outputs,
         )
 
 

@@ -1,6 +1,6 @@
 """Images or volumes for a network that scores them whole: chosen, prepared and in batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.source import cache_folder
 from dmx.workflows.stimuli import case_targets, image_data, image_source
 from dmx.workflows.trained import TrainedNetwork
+from dmx.workflows.truth_labels import CaseLabels, TruthOutputs, read_case_labels, read_target_columns
 from dmx.workflows.volumes import check_scans, require_channels
 
 _LISTS = (".csv",)
@@ -42,6 +43,7 @@ class ScoreInputs:
         batches: They in this order, on the device; may be gone through again and again.
         split: The split that they are; empty: all.
         digest: Hash of what they hold, where they come from a list of images.
+        truth: Which output each label or column is; ``None``: only those of the same name are known.
     """
 
     cohort: Cohort
@@ -49,6 +51,7 @@ class ScoreInputs:
     batches: Iterable[Batch]
     split: str = ""
     digest: str | None = None
+    truth: TruthOutputs | None = None
 
 
 def chosen_inputs(
@@ -67,8 +70,14 @@ def chosen_inputs(
     return _volume_inputs(trained, trained.contract, cohort, device=device, session=session, split=split or "")
 
 
-def known_inputs(
-    trained: TrainedNetwork, source: Path | None, *, split: str | None, device: torch.device, session: Session
+def known_inputs(  # keyword-only
+    trained: TrainedNetwork,
+    source: Path | None,
+    *,
+    split: str | None,
+    device: torch.device,
+    session: Session,
+    labels: Mapping[str, str] | None = None,
 ) -> ScoreInputs:
     """Return images or volumes whose class or numbers are known.
 
@@ -78,9 +87,10 @@ def known_inputs(
         split: Split; ``None``: evaluation, else validation, else those without one.
         device: Where batches go.
         session: Where prepared images are kept, and whom to tell.
+        labels: What the user says: label: class of the network, or column: target, where the names do not say it.
 
     Raises:
-        CohortError: There are none.
+        CohortError: There are none, or it cannot be said which class of the network each is.
     """
     wanted = (split,) if split is not None else (*_SPLITS, "")
     contract = trained.contract
@@ -90,8 +100,8 @@ def known_inputs(
             chosen = replace(stimuli, stimuli=stimuli.in_split(name))
             if chosen.stimuli:
                 found = _image_inputs(trained, contract, chosen, device=device, session=session, split=name)
-                _require_known(found, trained)
-                return found
+                numbers = dict(zip(stimuli.labels, stimuli.classes, strict=True))
+                return _with_truth(found, trained, numbers, given=labels, session=session)
         raise CohortError(f"'{stimuli.name}' has no images in split {_or(wanted)}.")
     cohort = unmapped(cohort_of_run(source, trained))
     owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
@@ -101,26 +111,59 @@ def known_inputs(
         if cases:
             chosen_cohort = replace(cohort, cases=cases)
             scans = _volume_inputs(trained, contract, chosen_cohort, device=device, session=session, split=name)
-            _require_known(scans, trained)
-            return scans
+            return _with_truth(scans, trained, _numbered(cohort), given=labels, session=session)
     raise CohortError(f"Cohort '{cohort.name}' has no case in split {_or(wanted)}.")
+
+
+def _numbered(cohort: Cohort) -> dict[int, str]:
+    """Return the name of each label of whole cases; a bare integer is its own."""
+    if cohort.label_classes:
+        return dict(enumerate(cohort.label_classes))
+    return {label: str(label) for label in sorted({case.label for case in cohort.cases if case.label is not None})}
 
 
 def _or(splits: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in splits)
 
 
-def _require_known(found: ScoreInputs, trained: TrainedNetwork) -> None:
-    """Require a class that the network knows, or all numbers, of each case."""
-    target = found.target
+def _with_truth(
+    found: ScoreInputs,
+    trained: TrainedNetwork,
+    numbered: Mapping[int, str],
+    *,
+    given: Mapping[str, str] | None,
+    session: Session,
+) -> ScoreInputs:
+    """Return cases with the network's class of each, or all numbers.
+
+    Args:
+        found: The cases.
+        trained: The network.
+        numbered: Label in the file: name of its class.
+        given: What the user says of labels or columns.
+        session: Whom to tell.
+
+    Raises:
+        CohortError: One has none that the network knows.
+    """
+    cohort, outputs = found.cohort, trained.contract.outputs
+    if trained.task == "regression":
+        truth = read_target_columns(trained, cohort, given=given, session=session)
+    else:
+        occurring = frozenset(numbered[case.label] for case in cohort.cases if case.label is not None)
+        labels = CaseLabels(
+            cohort=cohort.name, names=tuple(numbered.values()), numbers=tuple(numbered), found=occurring
+        )
+        truth = read_case_labels(trained, labels, given=given, session=session)
+    target = case_targets(cohort.cases, cohort.label_classes, outputs, task=trained.task, read_as=truth.outputs)
     unknown = target.isnan().any(dim=1) if target.is_floating_point() else target < 0
     if bool(unknown.any()):
-        case = found.cohort.cases[int(unknown.nonzero()[0])]
-        outputs = ", ".join(trained.contract.outputs)
+        case = cohort.cases[int(unknown.nonzero()[0])]
         raise CohortError(
-            f"'{case.name}' of '{found.cohort.name}' has none of what run "
-            f"'{trained.run.experiment}/{trained.run.name}' predicts ({outputs}), so it cannot be scored."
+            f"'{case.name}' of '{cohort.name}' has none of what run '{trained.run.experiment}/{trained.run.name}' "
+            f"predicts ({', '.join(outputs)}), so it cannot be scored."
         )
+    return replace(found, target=target, truth=truth)
 
 
 def _stimuli_of_run(trained: TrainedNetwork, contract: ImageContract) -> StimulusSet:
@@ -164,7 +207,7 @@ def _image_inputs(  # keyword-only
     session: Session,
     split: str,
 ) -> ScoreInputs:
-    data = image_data(_with_known_labels(stimuli, contract), contract)
+    data = image_data(stimuli, contract)
     cached = ImageCache(cache_folder(session.root)).prepare(
         stimuli.stimuli, contract, progress=session.progress("preparing images")
     )
@@ -179,17 +222,6 @@ def _image_inputs(  # keyword-only
         split=split,
         digest=data.digest(),
     )
-
-
-def _with_known_labels(stimuli: StimulusSet, contract: ImageContract) -> StimulusSet:
-    """Return stimuli whose classes have the network's names: by the names where these are known, else by the labels."""
-    if all(name in contract.classes for name in stimuli.classes):
-        return stimuli
-    names = tuple(
-        contract.classes[contract.labels[label]] if label in contract.labels else name
-        for label, name in zip(stimuli.labels, stimuli.classes, strict=True)
-    )
-    return replace(stimuli, classes=names)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,14 @@ def image_data(stimuli: StimulusSet, contract: ImageContract) -> ImageData:
     return ImageData(cohort, cohort.in_split("training"), cohort.in_split("validation"), contract, stimuli)
 
 
-def case_targets(cases: Sequence[Case], classes: Sequence[str], outputs: Sequence[str], *, task: str) -> torch.Tensor:
+def case_targets(
+    cases: Sequence[Case],
+    classes: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    task: str,
+    read_as: Mapping[str, str] | None = None,
+) -> torch.Tensor:
     """Return the class of each case, int64 [cases], -1 where it is unknown; or its numbers, float32 [cases, targets].
 
     Args:
@@ -144,11 +151,14 @@ def case_targets(cases: Sequence[Case], classes: Sequence[str], outputs: Sequenc
         classes: Names of what they can be; a case's label is an index of these, or stands for itself without any.
         outputs: Classes or targets in the order of the network's outputs.
         task: ``classification`` or ``regression``.
+        read_as: The output that each label, or column of numbers, is; ``None``: the one of the same name.
     """
+    names = dict(zip(outputs, outputs, strict=True)) if read_as is None else read_as
     if task == "regression":
-        rows = [[case.targets.get(name, float("nan")) for name in outputs] for case in cases]
+        columns = {output: column for column, output in names.items()}
+        rows = [[case.targets.get(columns.get(name, name), float("nan")) for name in outputs] for case in cases]
         return torch.tensor(rows, dtype=torch.float32).reshape(len(cases), len(outputs))
-    index: Mapping[str, int] = {name: k for k, name in enumerate(outputs)}
+    index: Mapping[str, int] = {name: outputs.index(output) for name, output in names.items()}
     labels = [_label(case, classes) for case in cases]
     return torch.tensor([index.get(name, -1) for name in labels], dtype=torch.int64)
 

@@ -11,6 +11,7 @@ import dmx
 from dmx.errors import CohortError, ConfigError, ModelError, RunError
 from dmx.tracking.mlflow_store import open_store
 from dmx.training.events import StepEnded
+from dmx.workflows.ablate import AblateRequest, ablate
 from dmx.workflows.by_task import evaluate_by_task, predict_by_task
 from dmx.workflows.evaluate import EvaluateRequest
 from dmx.workflows.evaluate_scores import EvaluatedScores
@@ -221,3 +222,57 @@ def test_images_that_a_last_step_cannot_share_come_later_and_a_resume_knows(proj
     silent = Teller()
     train(image_settings(images, training={"batch_size": 2, "accumulate": 2, "epochs": 1}), session(project, silent))
     assert not any("too few" in sentence for sentence in silent.sentences)
+
+
+def test_labels_of_other_images_are_what_their_names_or_the_user_say(project: Path, images: Path) -> None:
+    run = train(image_settings(images, training={"epochs": 1}), session(project)).run
+
+    def scored(name: str, words: dict[str, str], **given: dict[str, str]) -> tuple[EvaluatedScores, list[str]]:
+        lines = (line.split(",") for line in images.read_text().splitlines())
+        table = [",".join([path, words.get(label, label), *rest]) for path, label, *rest in lines]
+        (project / f"{name}.csv").write_text("\n".join(table) + "\n")
+        teller = Teller()
+        request = EvaluateRequest(run=run.id, cohort=project / f"{name}.csv", **given)
+        done = evaluate_by_task(request, session(project, teller))
+        assert isinstance(done, EvaluatedScores)
+        return done, teller.sentences
+
+    own, _ = scored("own", {})
+    truth = [row["truth"] for row in own.rows]
+    assert own.paired_by == "names"
+    spelled, said = scored("spelled", {"dark": "z_dark", "light": "LIGHT"}, labels={"z_dark": "dark"})
+    assert [row["truth"] for row in spelled.rows] == truth
+    assert any("read as LIGHT=light, z_dark=dark" in sentence for sentence in said)
+    # By position light would be dark here, and the score turned around.
+    turned, said = scored("turned", {"dark": "b", "light": "a"}, labels={"a": "light", "b": "0"})
+    assert [row["truth"] for row in turned.rows] == truth
+    assert turned.scores == own.scores
+    assert open_store(root=project).get_run(turned.run.id).params["labels.values"] == "a=light, b=dark"
+    numbers, said = scored("numbers", {"dark": "0", "light": "1"})
+    assert ([row["truth"] for row in numbers.rows], numbers.paired_by) == (truth, "training")
+    assert any("read as in the training, 0=dark, 1=light" in sentence for sentence in said)
+    with pytest.raises(CohortError, match="neither names nor number say which is which"):
+        scored("partly", {"dark": "light", "light": "other"})
+    changed, said = scored("other", {"dark": "x", "light": "y"})
+    assert ([row["truth"] for row in changed.rows], changed.paired_by) == (truth, "position")
+    assert any(sentence.startswith("Warning") and "by position: x → dark, y → light" in sentence for sentence in said)
+    without = ablate(
+        AblateRequest(run=run.id, layer="head.1", cohort=project / "turned.csv", labels={"a": "light", "b": "dark"}),
+        session(project),
+    )
+    assert without.changes["accuracy"].first == own.scores["accuracy"]
+
+
+def test_a_column_of_numbers_is_a_target_by_name_or_as_the_user_says(project: Path, images: Path) -> None:
+    regression = {"task": "regression", "stimuli": {"source": str(images), "targets": ["brightness"]}}
+    run = train(image_settings(images, **regression, training={"epochs": 1}), session(project)).run
+    own = evaluate_by_task(EvaluateRequest(run=run.id), session(project))
+    for column, given in (("Brightness", None), ("level", {"level": "brightness"})):
+        table = project / f"{column}.csv"
+        table.write_text(images.read_text().replace(",brightness,", f",{column},"))
+        other = evaluate_by_task(EvaluateRequest(run=run.id, cohort=table, labels=given), session(project))
+        assert isinstance(other, EvaluatedScores)
+        assert other.scores == own.scores
+        assert other.label_values == {column: "brightness"}
+    with pytest.raises(CohortError, match=r"no numbers for the target 'brightness'.*--labels COLUMN=brightness"):
+        evaluate_by_task(EvaluateRequest(run=run.id, cohort=project / "level.csv"), session(project))

@@ -137,3 +137,23 @@ def test_features_are_computed_once_only_where_volumes_stay_the_same(project: Pa
         teller = Teller()
         train(build_experiment(raw(labeled, augmentation=changes, **frozen)), session(project, teller))
         assert any("computed once" in line for line in teller.sentences) == once
+
+
+def test_volumes_of_another_cohort_are_scored_by_the_names_of_their_labels(project: Path, labeled: Path) -> None:
+    run = train(build_experiment(raw(labeled, training={"epochs": 1, "batch_size": 2})), session(project)).run
+    cohort = read_manifest(labeled)
+
+    def truth(name: str, given: dict[str, str] | None = None, **changes: object) -> list[object]:
+        path = project / f"{name}.csv"
+        write_manifest(replace(cohort, name=name, **changes), path)
+        done = evaluate_by_task(EvaluateRequest(run=run.id, cohort=path, labels=given), session(project))
+        assert isinstance(done, EvaluatedScores)
+        return [row["truth"] for row in done.rows]
+
+    turned = tuple(replace(case, label=1 - int(case.label or 0)) for case in cohort.cases)
+    own = truth("own")
+    assert truth("turned", cases=turned, label_classes=("Right", "Left")) == own
+    assert truth("bare", label_classes=()) == own
+    assert truth("given", {"0": "right", "1": "left"}, cases=turned, label_classes=()) == own
+    with pytest.raises(CohortError, match="neither names nor number say which is which"):
+        truth("wrong", label_classes=("right", "wrong"))

@@ -18,6 +18,7 @@ from dmx.workflows.evaluate import Evaluated, EvaluateRequest, evaluate
 from dmx.workflows.finetune import FinetuneRequest, finetune
 from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.train import train
+from dmx.workflows.truth_labels import CaseLabels, TruthOutputs, case_label_outputs
 from tests.workflows.conftest import Teller, session, settings
 
 CLASSES = ("background", "Anterior", "Posterior")
@@ -173,3 +174,40 @@ def test_a_cohort_whose_order_the_experiment_turns_is_learned_by_name(project: P
     run = train(settings(parts, cohort={"classes": order}, training=SHORT), session(project)).run.id
     done = evaluate(EvaluateRequest(run=run), session(project))
     assert done.label_values == {0: "background", 1: "Anterior", 2: "Posterior"}
+
+
+def paired(names: str, outputs: str, *, numbers: tuple[int, ...] = (), **words: Any) -> TruthOutputs:
+    theirs = tuple(names.split())
+    numbered = words.pop("numbered", {})
+    found = frozenset(words.pop("found", names).split())
+    labels = CaseLabels(cohort="foreign", names=theirs, numbers=numbers or tuple(range(len(theirs))), found=found)
+    return case_label_outputs(labels, outputs.split(), numbered=numbered, **words)
+
+
+def test_labels_of_whole_cases_are_paired_by_name_by_number_or_by_position() -> None:
+    def outputs(*args: Any, **words: Any) -> tuple[dict[str, str], str, int]:
+        truth = paired(*args, **words)
+        return dict(truth.outputs), truth.by, len(truth.warnings)
+
+    assert outputs("Light dark", "dark light") == ({"Light": "light", "dark": "dark"}, "names", 0)
+    assert outputs("hell dunkel", "light dark") == ({"hell": "light", "dunkel": "dark"}, "position", 1)
+    assert outputs("dark gray", "dark light", found="dark") == ({"dark": "dark"}, "names", 0)
+    assert outputs("0 1", "dark light") == ({"0": "dark", "1": "light"}, "training", 0)
+    assert outputs("3 5", "dark light", numbers=(3, 5), numbered={5: 0, 3: 1})[:2] == (
+        {"3": "light", "5": "dark"},
+        "training",
+    )
+    assert outputs("dark light", "0 1") == ({"dark": "0", "light": "1"}, "position", 1)
+    assert outputs("0 1", "dark light", given={"0": "Light", "1": "0"})[0] == {"0": "light", "1": "dark"}
+    merged = outputs("dunkel light", "dark light", found="light", given={"dunkel": "light"})[0]
+    assert merged == {"dunkel": "light", "light": "light"}
+    for words, problem in (
+        ({"names": "light gray", "outputs": "dark light"}, "neither names nor number say which is which"),
+        ({"names": "1 2", "outputs": "dark light", "numbers": (1, 2)}, "--labels LABEL=CLASS"),
+        ({"names": "1 2", "outputs": "0 1", "numbers": (1, 2)}, "--labels LABEL=CLASS"),
+        ({"names": "a b", "outputs": "dark light", "given": {"a": "dark"}}, "must also say what the label 'b'"),
+        ({"names": "a b", "outputs": "dark light", "given": {"c": "dark"}}, "the label 'c', 'foreign' has a, b"),
+        ({"names": "a b", "outputs": "dark light", "given": {"a": "gray"}}, "the class 'gray', allowed are dark"),
+    ):
+        with pytest.raises(CohortError, match=problem):
+            paired(**words)
