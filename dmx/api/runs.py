@@ -68,7 +68,8 @@ def finetune(
     uri, root = locate(store)
     file = Path("settings") if isinstance(experiment, Mapping) else Path(experiment)
     raw = apply_overrides(experiment if isinstance(experiment, Mapping) else read_raw(file), overrides)
-    trust_given(raw)
+    if isinstance(experiment, Mapping):
+        trust_given(raw)
     request = FinetuneRequest(
         experiment=file,
         run=run_name(source),

@@ -19,6 +19,26 @@ Overrides = Annotated[
 ]
 
 
+def _trust(names: list[str] | None) -> list[str] | None:
+    from dmx.config.trust import check_consent, trust_factory
+
+    for name in names or ():
+        check_consent(name)
+        trust_factory(name)
+    return names
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="MODULE:FUNCTION",
+        callback=_trust,
+        help="Call this function, which the experiment or run names as its network. May be repeated.",
+    ),
+]
+
+
 @app.command()
 def show(
     experiment: ExperimentPath,

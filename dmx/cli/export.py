@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dmx.cli.config import Trust
 from dmx.cli.runs import RunName
 from dmx.cli.ui import StoreAddress
 
@@ -27,6 +28,7 @@ def export(
     ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Write a run's weights as a plain state dict, for load_state_dict of any program."""
     from dmx.cli.report import TerminalReport, print_result

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from dmx.cli.config import Trust
 from dmx.cli.console import out
 from dmx.cli.predict import Checkpoint, Device, Name, Overrides, TruthLabels, label_words, prediction_settings
 from dmx.cli.runs import RUN_HELP
@@ -81,6 +82,7 @@ def activations(
     device: Device = "auto",
     name: Name = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Write what layers give for cases to a file, which is passed through the network once for all layers."""
     from dmx.cli.report import TerminalReport, print_result
@@ -136,6 +138,7 @@ def ablate(
     device: Device = "auto",
     name: Name = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Score a run's network with channels of a layer switched off, beside the whole network."""
     from dmx.cli.report import TerminalReport
@@ -181,6 +184,7 @@ def probe(
     device: Device = "auto",
     name: Name = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Read a label or number of whole cases out of layers with linear models, cross-validated."""
     from dmx.cli.report import TerminalReport

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmx.cli.config import Trust
 from dmx.cli.layers import print_network
 from dmx.cli.ui import StoreAddress
 from dmx.errors import ConfigError
@@ -153,6 +154,7 @@ def show(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the experiment. May be repeated."),
     ] = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Show layers, receptive fields, parameters, multiply-adds and memory of a network."""
     from dmx.config.load import load_experiment

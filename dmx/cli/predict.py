@@ -8,6 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from dmx.cli.config import Trust
 from dmx.cli.console import out
 from dmx.cli.train import FromRun
 from dmx.cli.ui import StoreAddress
@@ -81,6 +82,7 @@ def predict(
     device: Device = "auto",
     name: Name = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Predict new scans or images with a run's network: label maps on the scans' own grids, or a table of scores."""
     from dmx.cli.report import TerminalReport, print_result
@@ -160,6 +162,7 @@ def evaluate(
     device: Device = "auto",
     name: Name = None,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Score a run's network on cases or images whose truth is known."""
     from dmx.cli.report import TerminalReport

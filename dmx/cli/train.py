@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmx.cli.config import ExperimentPath, Overrides
+from dmx.cli.config import ExperimentPath, Overrides, Trust
 from dmx.cli.runs import RUN_HELP, RunName
 from dmx.cli.ui import StoreAddress
 from dmx.errors import ConfigError
@@ -48,6 +48,7 @@ def train(
     ] = None,
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Train a network on a cohort, as a new run; with a section 'transfer' it receives weights first."""
     from dmx.config.freeze import freeze_overrides
@@ -102,6 +103,7 @@ def finetune(
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
     store: StoreAddress = None,
     source_store: SourceStore = None,
+    trust: Trust = None,
 ) -> None:
     """Train a run's network further on another cohort, as a new run with a fresh optimizer."""
     from dmx.config.freeze import freeze_overrides
@@ -148,6 +150,7 @@ def resume(
         ),
     ] = False,
     store: StoreAddress = None,
+    trust: Trust = None,
 ) -> None:
     """Go on with an interrupted run exactly where it was, or extend one."""
     from dmx.workflows.resume import resume as run_on

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from dmx.cli.config import ExperimentPath, Overrides
+from dmx.cli.config import ExperimentPath, Overrides, Trust
 from dmx.cli.console import out
 from dmx.cli.runs import RUN_HELP
 from dmx.cli.train import AllowLeak, Strict
@@ -90,6 +90,7 @@ def transfer(
     strict: Strict = False,
     allow_leak: AllowLeak = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Give what a run has learned to a network of another shape, as a new run that can be trained."""
     from dmx.cli.report import TerminalReport, print_result

@@ -13,7 +13,6 @@ from dmx.config.files import with_absolute_files
 from dmx.config.findings import MAX_SHOWN, sentences
 from dmx.config.sections import Experiment
 from dmx.config.tasks import with_task_defaults
-from dmx.config.trust import trust_given
 from dmx.config.yaml_loader import MAX_DEPTH, dump_yaml, parse_yaml, read_yaml
 from dmx.errors import ConfigError
 
@@ -42,14 +41,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def read_given(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read the plain values of an experiment that the user gives, with overrides applied, unchecked.
 
-    A function that it names as its network may be called from now on.
-
     Raises:
         ConfigError: The file cannot be read, or an override cannot be applied.
     """
-    raw = apply_overrides(read_raw(path), overrides)
-    trust_given(raw)
-    return raw
+    return apply_overrides(read_raw(path), overrides)
 
 
 def tracking_uri(raw: Mapping[str, Any]) -> str | None:

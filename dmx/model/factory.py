@@ -1,5 +1,6 @@
 """Networks of the user's own: built by a function that an experiment names, ``package.module:function``."""
 
+import functools
 import importlib
 import inspect
 import sys
@@ -7,12 +8,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from dmx.config.model import ModelSection
-from dmx.config.trust import PYTHON, VARIABLE, is_trusted
+from dmx.config.trust import NEVER, PYTHON, VARIABLE, is_forbidden, is_trusted
 from dmx.errors import CheckpointError, ModelError, suggest
 from dmx.model.meta import sized_by
 from dmx.model.module import ModuleNetwork, first_sentence, missing_package
@@ -34,10 +36,13 @@ def require_trusted(name: str) -> None:
             f"The network is a module that was made in Python ({name.removeprefix(PYTHON)}), and nothing says how to "
             "build it. Build it and load the weights: dmx.load_model(run, into=model)."
         )
+    if is_forbidden(name.partition(":")[0]):
+        raise ModelError(f"model.name '{name}' is refused: {NEVER}")
     if not is_trusted(name):
         raise CheckpointError(
-            f"The network is built by the function '{name}', which was not run because a run or checkpoint names it, "
-            f"not you: opening a run executes no code. If you trust the function, set {VARIABLE}='{name}'."
+            f"The network is built by the function '{name}', which was not run: an experiment, a run or a checkpoint "
+            f"names it, not you, and opening one executes no code. If you trust the function, give the command "
+            f"--trust {name}, or set {VARIABLE}='{name}'."
         )
 
 
@@ -159,7 +164,23 @@ def _find(name: str) -> Callable[..., object]:
     factory = getattr(module, function)
     if not callable(factory):
         raise ModelError(f"model.name '{name}' must name a function or class, got {type(factory).__name__}.")
+    _require_own(name, factory)
     return factory  # type: ignore[no-any-return]
+
+
+def _require_own(name: str, factory: object) -> None:
+    """Require that a function comes from where its name says, or from another place that may hold networks."""
+    bound: object = factory
+    while isinstance(bound, functools.partial):
+        bound = bound.func
+    # A built-in function belongs to its module, a method to its class.
+    owner = getattr(bound, "__self__", None)
+    parts = [bound, inspect.unwrap(bound) if callable(bound) else bound]
+    parts += [] if owner is None else [owner if isinstance(owner, type | ModuleType) else type(owner)]
+    for part in parts:
+        home = part.__name__ if isinstance(part, ModuleType) else getattr(part, "__module__", None)
+        if isinstance(home, str) and is_forbidden(home):
+            raise ModelError(f"model.name '{name}' is of '{home}' in truth. {NEVER}")
 
 
 def _no_module(name: str, missing: str) -> ModelError:
@@ -182,9 +203,9 @@ def _told(error: Exception) -> str:
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Import from a folder too, as Python does when it is started there."""
+    """Import from a folder too; a module in it that is called like a library does not take the library's place."""
     before = list(sys.path)
-    sys.path.insert(0, str(folder))
+    sys.path.append(str(folder))
     importlib.invalidate_caches()
     try:
         yield

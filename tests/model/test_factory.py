@@ -162,7 +162,7 @@ def test_a_function_that_the_user_has_not_named_never_runs(project: Path) -> Non
         lambda: build_network(section, num_channels=2, num_classes=3),
         lambda: sketch_section(section, name="source", channels=("a",), classes=("b", "c")),
     ):
-        with pytest.raises(CheckpointError, match=r"'nets\.mine:small', which was not run .* DMX_TRUSTED_FACTORIES="):
+        with pytest.raises(CheckpointError, match=r"'nets\.mine:small', which was not run: .* DMX_TRUSTED_FACTORIES="):
             build()
     assert not (project / "imported").exists()
     assert not (project / "called").exists()
@@ -181,17 +181,71 @@ def test_the_environment_names_what_is_trusted(
     assert (project / "called").exists() is runs
 
 
-def test_an_experiment_that_the_user_gives_names_what_is_trusted(project: Path) -> None:
-    """The same words out of a run's stored configuration do not."""
-    text = f"name: x\ncohort: {{manifest: cohort.csv}}\nmodel: {{name: {NAME}}}\n"
-    stored = build_experiment({"name": "x", "cohort": {"manifest": ""}, "model": {"name": NAME}})
-    with pytest.raises(CheckpointError, match="was not run"):
-        build_network(stored.model, num_channels=2, num_classes=3)
-    (project / "mine.yaml").write_text(text)
+def test_an_experiment_asks_for_consent(project: Path) -> None:
+    """A file is written by anybody: reading it names nothing that may be called; '--trust' does."""
+    (project / "mine.yaml").write_text(f"name: x\ncohort: {{manifest: cohort.csv}}\nmodel: {{name: {NAME}}}\n")
     given = load_experiment(project / "mine.yaml")
+    with pytest.raises(CheckpointError, match=rf"was not run: an experiment, .*--trust {NAME}"):
+        build_network(given.model, num_channels=2, num_classes=3)
+    assert not (project / "imported").exists()
+    trust.trust_factory(NAME)
     build_network(given.model, num_channels=2, num_classes=3)
     with pytest.raises(CheckpointError, match="was not run"):
         make("nets.mine:by_classes")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "os:system",
+            "builtins:exec",
+            "subprocess:Popen",
+            "importlib:import_module",
+            "posix:system",
+            "runpy:run_path",
+        ),
+        *("pty:spawn", "shutil:rmtree", "sys:exit", "ctypes:CDLL", "pickle:loads", "code:interact", "os.path:join"),
+        *(
+            "torch.hub:load",
+            "torch:load",
+            "torch.utils.cpp_extension:load",
+            "torch.jit:load",
+            "numpy:load",
+            "nt:system",
+        ),
+        *("monai.bundle:load", "mlflow.pyfunc:load_model", "joblib:load", "pip:main", "dmx.api.models:load_model"),
+        *("nets.again:system", "nets.again:fetch", "nets.again:partial", "nets.again:method", "nets.again:wrapped"),
+    ],
+)
+def test_what_runs_programs_or_fetches_code_is_never_a_factory(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "nets/again.py").write_text(
+        "import functools, pathlib, subprocess\nfrom os import system\nfrom torch.hub import load as fetch\n"
+        "partial = functools.partial(functools.partial(subprocess.run), shell=True)\n"
+        "method = pathlib.Path('made').touch\n"
+        "@functools.wraps(fetch)\ndef wrapped(*args, **words): raise AssertionError\n"
+    )
+    monkeypatch.setenv(trust.VARIABLE, "*")
+    with pytest.raises(ModelError, match="nothing of them is called"):
+        make(name)
+    assert not (project / "made").exists()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_module_that_is_called_like_a_library_does_not_take_its_place(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("colorsys", "einops"):
+        (project / f"{name}.py").write_text(f"open({str(project / 'ran')!r}, 'w')\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (project / "nets/imports.py").write_text(f"import colorsys\n{SOURCE}")
+    make("nets.imports:small")
+    monkeypatch.setenv(trust.VARIABLE, "*")
+    with pytest.raises(ModelError, match=r"has no 'small'|needs a package"):
+        make("einops:small")
+    assert not (project / "ran").exists()
 
 
 def test_a_module_made_in_python_has_to_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:

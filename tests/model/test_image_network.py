@@ -1,6 +1,8 @@
 """Networks of images by name, their heads, seeds and auxiliary outputs."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -175,8 +177,9 @@ def tiny(in_channels: int, num_classes: int, spatial_dims: int, width: int = 2) 
 
 
 def test_a_function_of_ones_own_is_called_where_it_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_network, "tiny", tiny, raising=False)
-    section = ModelSection(name="dmx.model.image_network:tiny", arguments={"width": 3})
+    name = "networks_of_a_test"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(tiny=tiny))  # type: ignore[arg-type]
+    section = ModelSection(name=f"{name}:tiny", arguments={"width": 3})
     with pytest.raises(CheckpointError, match="was not run"):
         build_image_network(section, num_outputs=4)
     monkeypatch.setenv("DMX_TRUSTED_FACTORIES", section.name)

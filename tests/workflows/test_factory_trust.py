@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dmx.cli.main import app
 from dmx.config import trust
 from dmx.config.load import as_dict, load_experiment
-from dmx.errors import CheckpointError
+from dmx.errors import CheckpointError, ConfigError
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.train import train
 from tests.workflows.conftest import Teller, session, settings
@@ -53,6 +53,7 @@ def source(project: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> st
     (project / "lab_nets.py").write_text(SOURCE)
     (project / "mine.yaml").write_text(yaml.safe_dump(experiment(manifest)))
     given = load_experiment(project / "mine.yaml")
+    trust.trust_factory(NAME)
     run = train(given, session(project, Teller(stop_after=3))).run.id
     forget(project, monkeypatch)
     return run
@@ -103,17 +104,30 @@ def test_the_environment_lets_it_run(
     assert (project / "code_ran").exists()
 
 
-def test_the_same_name_in_the_given_experiment_lets_it_run(project: Path, manifest: Path, source: str) -> None:
+def test_an_experiment_is_no_consent_and_the_command_is(project: Path, manifest: Path, source: str) -> None:
     words = ["finetune", "mine.yaml", "--from-run", source, "--allow-leak", "--set", "training.epochs=1"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    for asked in (words, ["train", "mine.yaml"], ["model", "show", "mine.yaml"], ["model", "show", source]):
+        refused = CliRunner().invoke(app, asked)
+        assert isinstance(refused.exception, CheckpointError), asked
+        assert f"--trust {NAME}" in str(refused.exception)
+        assert not (project / "code_ran").exists(), asked
+    assert CliRunner().invoke(app, ["model", "show", "mine.yaml", "--trust", NAME]).exit_code == 0
     assert (project / "code_ran").exists()
+    assert CliRunner().invoke(app, [*words, "--trust", NAME]).exit_code == 0
     assert len(open_store(root=project).list_runs()) == 2
 
 
-def test_another_name_in_the_given_experiment_does_not(project: Path, manifest: Path, source: str) -> None:
+def test_consent_to_another_function_is_none(project: Path, manifest: Path, source: str) -> None:
     (project / "lab_more.py").write_text(SOURCE.replace("code_ran", "other_ran"))
     (project / "mine.yaml").write_text(yaml.safe_dump(experiment(manifest, model={"name": "lab_more:small"})))
-    words = ["transfer", "mine.yaml", "--from-run", source, "--dry-run", "--allow-leak"]
+    words = ["transfer", "mine.yaml", "--from-run", source, "--dry-run", "--allow-leak", "--trust", "lab_more:small"]
     result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, CheckpointError)
     assert not (project / "code_ran").exists()
+
+
+@pytest.mark.parametrize("words", [["torch.hub:load"], ["os:system"], ["*"], ["lab_nets"]])
+def test_what_cannot_be_trusted_is_refused_at_once(words: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["train", "absent.yaml", "--trust", *words])
+    assert isinstance(refused.exception, ConfigError)
+    assert "--trust" in str(refused.exception)

@@ -69,10 +69,10 @@ def raw_settings(source: Path | str, **sections: object) -> dict[str, object]:
     for name, changes in sections.items():
         current = raw.get(name, {})
         raw[name] = {**current, **changes} if isinstance(current, dict) and isinstance(changes, Mapping) else changes
+    trust_given(raw)
     return raw
 
 
 def image_settings(source: Path | str, **sections: object) -> Experiment:
     raw = raw_settings(source, **sections)
-    trust_given(raw)
     return build_experiment(raw)
