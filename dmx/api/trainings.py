@@ -205,7 +205,7 @@ def _on_manifest(  # what the one caller has
         uri = open_store(described.tracking.uri, session.root).uri
         start = python_start(start, found, experiment=target, store=uri)
         data = checked.data
-        told, tags = python_leaks(found, cohort=data.cohort.name, cases=data.validation, allowed=allow_leak)
+        told, tags = python_leaks(found, cohort=data.cohort, cases=data.validation, allowed=allow_leak)
         start = replace(start, warnings=told, tags={**start.tags, **tags})
         done = run_training(checked, session, start=start, name=name)
         return Ended(task=described.task, reason=done.reason, run=done.run)
@@ -213,7 +213,7 @@ def _on_manifest(  # what the one caller has
         # Prepared cases are kept while they are needed.
         session = replace(session, root=Path(folder))
         checked = check_training(described, session, handed=handed)
-        python_leaks(found, cohort=checked.data.cohort.name, cases=checked.data.validation, allowed=allow_leak)
+        python_leaks(found, cohort=checked.data.cohort, cases=checked.data.validation, allowed=allow_leak)
         assembled = assemble(checked, session, received=found.received)
         with assembled.batches() as batches:
             result = fit(

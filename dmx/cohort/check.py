@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.facts import FileFacts, Kind, file_facts
 from dmx.cohort.findings import Expected, Finding, case_findings
+from dmx.cohort.fingerprint import Likeness, likeness
 from dmx.errors import suggest
 
 __all__ = ["CheckReport", "Finding", "check_cohort"]
@@ -110,6 +111,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         *_absent_classes(cases, by_case, sets, expected),
         *_subjects_in_two_splits(cases),
         *_duplicates(cases, by_case),
+        *_alike_in_two_splits(cases, by_case),
     ]
     digests = {path: fact.sha256 for (path, _), fact in facts.items()}
     label_maps = [facts[path, "labels"] for path in _learned_label_maps(cases)]
@@ -222,3 +224,31 @@ def _duplicates(cases: Sequence[Case], facts: Mapping[str, Mapping[str, FileFact
             leak = other.split != first.split and bool(first.split and other.split)
             severity: Literal["error", "warning"] = "error" if leak and column.startswith("channel_") else "warning"
             yield Finding(severity, other.name, other_column, message + (", in another split." if leak else "."))
+
+
+def _alike_in_two_splits(cases: Sequence[Case], facts: Mapping[str, Mapping[str, FileFacts]]) -> Iterator[Finding]:
+    """Yield held-out scans that are learned from under another name: saved anew, flipped, cropped or resampled."""
+    scans = [
+        (case, column, fact)
+        for case in cases
+        for column, fact in facts[case.name].items()
+        if case.split and column.startswith("channel_")
+    ]
+    learned = [scan for scan in scans if scan[0].split == "training"]
+    by_voxels = {fact.voxels: (case, column, fact) for case, column, fact in learned if fact.voxels}
+    for case, column, fact in scans:
+        same = by_voxels.get(fact.voxels)
+        if case.split != "training" and same is not None and same[2].sha256 != fact.sha256:
+            message = f"holds the same voxels as {same[1]} of case '{same[0].name}', in another split."
+            yield Finding("error", case.name, column, message)
+    held_out = [scan for scan in scans if scan[0].split != "training" and scan[2].voxels not in by_voxels]
+    for column in dict.fromkeys(column for _, column, _ in held_out):
+        mine = {case.name: fact.landmarks for case, at, fact in held_out if at == column and fact.landmarks}
+        for other, at, fact in learned if mine else ():
+            if at == column and fact.landmarks:
+                for name, sure in likeness(mine.items(), [fact.landmarks]).items():
+                    message = f"is {_SURE[sure]} the same scan as that of case '{other.name}', in another split: "
+                    yield Finding("warning", name, column, message + "flipped, cropped or resampled. Compare the two.")
+
+
+_SURE: Mapping[Likeness, str] = {"likely": "probably", "possible": "perhaps"}

@@ -19,7 +19,7 @@ from dmx.cohort.stimuli import Stimulus, StimulusSet
 from dmx.errors import CohortError
 
 # Another version of what is measured does not meet the old one's facts.
-_VERSION = 1
+_VERSION = 2
 _THREADS = 4
 _TIMES = ("onset", "duration")
 
@@ -33,12 +33,14 @@ class ImageFacts:
         error: Why it cannot be used; then nothing below says anything.
         size: Height and width in pixels.
         mode: How the file keeps a pixel: ``L`` gray, ``RGB``, …
+        pixels: Hash of what is seen, however it is saved, flipped or turned by a quarter.
     """
 
     sha256: str = ""
     error: str = ""
     size: tuple[int, ...] = ()
     mode: str = ""
+    pixels: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _all_facts(
 ) -> dict[Path, ImageFacts]:
     facts = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        tasks = {pool.submit(_facts, path, cache_dir, fresh=fresh): path for path in paths}
+        tasks = {pool.submit(picture_facts, path, cache_dir, fresh=fresh): path for path in paths}
         for done, task in enumerate(as_completed(tasks), start=1):
             facts[tasks[task]] = task.result()
             if progress is not None:
@@ -145,8 +147,8 @@ def _all_facts(
     return facts
 
 
-def _facts(path: Path, cache_dir: Path | None, *, fresh: bool) -> ImageFacts:
-    """Measure an image, or recall what was measured."""
+def picture_facts(path: Path, cache_dir: Path | None = None, *, fresh: bool = False) -> ImageFacts:
+    """Measure an image, or recall what was measured; one that cannot be used is a fact, not an exception."""
     store = _store(cache_dir or default_cache_dir())
     digest = ""
     try:
@@ -156,7 +158,7 @@ def _facts(path: Path, cache_dir: Path | None, *, fresh: bool) -> ImageFacts:
         kind = image_kind(path)
     except CohortError as error:
         return ImageFacts(sha256=digest, error=str(error))
-    facts = ImageFacts(sha256=digest, size=kind.size, mode=kind.mode)
+    facts = ImageFacts(sha256=digest, size=kind.size, mode=kind.mode, pixels=kind.pixels)
     store.put(digest, asdict(facts))
     return facts
 
@@ -227,7 +229,7 @@ def _same_content(rows: Sequence[_Row]) -> Iterator[Finding]:
     places: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         if row.facts.sha256:
-            places[row.facts.sha256].append(row)
+            places[row.facts.pixels or row.facts.sha256].append(row)
     for first, *same in places.values():
         told = {(first.stimulus.path, first.split)}
         for row in same:
@@ -237,7 +239,8 @@ def _same_content(rows: Sequence[_Row]) -> Iterator[Finding]:
                 continue
             told.add(key)
             leak = row.split != first.split
-            message = f"holds the same picture as '{first.stimulus.id}'"
+            anew = "" if row.facts.sha256 == first.facts.sha256 else ", saved anew, flipped or turned"
+            message = f"holds the same picture as '{first.stimulus.id}'{anew}"
             message += f", which is of class '{first.name or 'none'}'" if label else ""
             message += f", in {first.split}" if leak and first.split else ""
             yield Finding("error" if leak else "warning", row.stimulus.id, row.place, f"{message}.")

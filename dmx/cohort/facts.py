@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from dmx.cohort.cache import FactStore, default_cache_dir
 from dmx.cohort.digest import file_sha256
+from dmx.cohort.fingerprint import landmarks, voxels_hash
 from dmx.cohort.volume import orientation, read_volume
 from dmx.errors import CohortError
 
 # Another version of what is measured does not meet the old one's facts.
-_VERSION = 2
+_VERSION = 3
 _MAX_VALUES = 1000
 _WHOLE = 1e-3
 
@@ -42,6 +43,8 @@ class FileFacts:
         high: Largest finite value.
         whole: All values are whole numbers (labels only).
         counts: Voxels per value (labels only), as pairs; at most 1000 of them.
+        voxels: Hash of what the voxels say, however they are saved (intensities only).
+        landmarks: What the scan is known by when it was flipped, cropped or resampled (intensities only).
     """
 
     sha256: str = ""
@@ -60,6 +63,8 @@ class FileFacts:
     high: float = 0.0
     whole: bool = True
     counts: tuple[tuple[float, int], ...] = ()
+    voxels: str = ""
+    landmarks: str = ""
 
 
 def file_facts(path: Path, kind: Kind, *, cache_dir: Path | None = None, fresh: bool = False) -> FileFacts:
@@ -117,6 +122,8 @@ def _measure(path: Path, kind: Kind, digest: str) -> FileFacts:
         high=high,
         whole=whole,
         counts=counts,
+        voxels=voxels_hash(array) if kind == "intensities" else "",
+        landmarks=landmarks(array, volume.spacing) if kind == "intensities" else "",
     )
 
 

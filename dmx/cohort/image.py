@@ -5,7 +5,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.cohort.files import atomic_file
+from dmx.cohort.fingerprint import pixels_hash
 from dmx.errors import CohortError
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class ImageKind:
     Attributes:
         size: Height and width as it is meant to be seen, in pixels.
         mode: How the file keeps a pixel, in Pillow's words: ``L`` gray, ``RGB``, ``RGBA``, ``P`` with a palette, …
+        pixels: Hash of what is seen, the same in another format without loss, flipped, or turned by a quarter.
     """
 
     size: tuple[int, int]
     mode: str
+    pixels: str = ""
 
 
 def read_image(path: str | Path, mode: Literal["RGB"] = "RGB") -> NDArray[np.uint8]:
@@ -69,7 +72,8 @@ def image_kind(path: str | Path) -> ImageKind:
     Raises:
         CohortError: The file cannot be used; the message names it.
     """
-    return _read(Path(path), "RGB")[1]
+    array, kind = _read(Path(path), "RGB")
+    return replace(kind, pixels=pixels_hash(array))
 
 
 def _read(path: Path, mode: str) -> tuple[NDArray[np.uint8], ImageKind]:

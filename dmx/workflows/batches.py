@@ -30,6 +30,7 @@ from dmx.workflows.data import check_names
 from dmx.workflows.feed import Feed, Item, Scores, probe
 from dmx.workflows.freezing import flag_sentences, resolve_freezing
 from dmx.workflows.handed import Handed
+from dmx.workflows.identity import ancestors_text
 from dmx.workflows.inputs import log_session
 from dmx.workflows.params import network_params, optimization_params
 from dmx.workflows.provenance import lineage, python_start
@@ -283,6 +284,7 @@ def _new_run(request: BatchRequest, ready: Prepared, start: Start) -> NewRun:
         },
         tags={"dmx.task": ready.task, "dmx.optimizer_state": start.reason, BATCHES: "given in Python", **start.tags},
         note=experiment.description,
+        texts=ancestors_text(start.seen),
     )
 
 

@@ -199,9 +199,9 @@ def require_unseen(
     Raises:
         CohortError: There are such cases, and they are not allowed.
     """
-    leaks, unknown = find_leaks(store, trained.run, cohort=cohort.name, cases=cohort.cases)
-    notes, tags = require_no_leak(leaks, allowed=allowed)
-    for sentence in (*notes, *unknown):
+    exposure = find_leaks(store, trained.run, cohort=cohort, cases=cohort.cases)
+    notes, tags = require_no_leak(exposure, allowed=allowed)
+    for sentence in notes:
         session.warn(sentence)
     return tags
 

@@ -92,13 +92,14 @@ def finetune(request: FinetuneRequest, session: Session, *, uri: str | None = No
         f"{key} is {after} here and was {before} when the source was trained."
         for key, (before, after) in changed.items()
     ]
-    leaks, unknown = find_leaks(store, trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
-    told, leak_tags = require_no_leak(leaks, allowed=request.allow_leak)
+    exposure = find_leaks(store, trained.run, cohort=checked.data.cohort, cases=checked.data.validation)
+    told, leak_tags = require_no_leak(exposure, allowed=request.allow_leak)
     start = finetune_start(checked, trained, notes, keep_optimizer=request.keep_optimizer)
     start = replace(
         start,
         tags={**across_stores(start.tags, store.uri, target.uri), **leak_tags},
-        warnings=[*warnings, *told, *unknown],
+        warnings=[*warnings, *told],
+        seen=exposure.seen,
     )
     return run_training(checked, session, start=start, name=request.name, strict=request.strict)
 

@@ -20,7 +20,7 @@ from dmx.tracking.store import CohortInput
 from dmx.training.device import resolve_device, threads_of
 from dmx.training.schedules import preview
 from dmx.workflows.checked import Checked
-from dmx.workflows.identity import IDENTITY, identity
+from dmx.workflows.identity import IDENTITY, Seen, ancestors_text, identity
 from dmx.workflows.privacy import hiding
 from dmx.workflows.reads import READS, what_is_read
 from dmx.workflows.session import Session
@@ -28,10 +28,10 @@ from dmx.workflows.session import Session
 _RATES = "figures/learning_rate.png"
 
 
-def first_texts(checked: Checked, root: Path) -> dict[str, str]:
-    """Return what a run must have kept before it exists, to be able to go on: its settings."""
+def first_texts(checked: Checked, root: Path, seen: Sequence[Seen]) -> dict[str, str]:
+    """Return what a run must have kept before it exists: its settings, to go on with, and whom its sources saw."""
     hide = hiding(checked.experiment, checked.data.cohort.cases, root)
-    return {"config.yaml": hide(portable(checked.experiment, root))}
+    return {"config.yaml": hide(portable(checked.experiment, root)), **ancestors_text(seen)}
 
 
 def complete_inputs(run: ActiveRun, checked: Checked, root: Path) -> None:

@@ -143,8 +143,8 @@ def _target(data: LayerData, name: str, session: Session) -> _Target:
 
 
 def _say_seen(store: RunReader, trained: TrainedNetwork, data: LayerData, session: Session) -> None:
-    leaks, _ = find_leaks(store, trained.run, cohort=data.cohort.name, cases=data.cohort.cases)
-    seen = len({leak.case for leak in leaks if leak.split == "training"})
+    exposure = find_leaks(store, trained.run, cohort=data.cohort, cases=data.cohort.cases)
+    seen = len({leak.case for leak in exposure.trained_on})
     if seen:
         session.warn(
             f"{seen} of {len(data.names)} cases were in the training of the network or of its sources: the readout's "

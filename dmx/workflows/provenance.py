@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from dmx.cohort.case import Case
+from dmx.cohort.case import Case, Cohort
 from dmx.errors import RunError
 from dmx.tracking.lineage import Source, file_source_tags, source_tags
 from dmx.tracking.mlflow_store import open_store
@@ -15,7 +15,7 @@ from dmx.tracking.store import RunInfo
 from dmx.transfer.freeze_apply import digest
 from dmx.transfer.plan import TransferPlan
 from dmx.transfer.values import percent
-from dmx.workflows.identity import cannot_tell, find_leaks, require_no_leak
+from dmx.workflows.identity import Seen, compare, distinct, require_no_leak, seen_by, unknown_file
 from dmx.workflows.received import option_params, plan_texts
 from dmx.workflows.start import Start, across_stores
 
@@ -233,6 +233,7 @@ def python_start(start: Start, found: Lineage, *, experiment: str, store: str) -
         source=None if main is None else _described(main),
         texts=texts,
         received=found.received,
+        seen=python_seen(found),
     )
 
 
@@ -272,26 +273,26 @@ def _described(origin: RunOrigin) -> dict[str, Any]:
     }
 
 
+def python_seen(found: Lineage) -> list[Seen]:
+    """Return whom the sources of a module, and theirs, have seen."""
+    seen: list[Seen] = []
+    for origin in found.origins.values():
+        if isinstance(origin, FileOrigin):
+            seen.append(unknown_file(origin.file))
+            continue
+        try:
+            seen += seen_by(open_store(origin.store, origin.root), origin.run)
+        except RunError:
+            seen.append(Seen(origin.run.id, f"{origin.run.experiment}/{origin.run.name}", known=False))
+    return distinct(seen)
+
+
 def python_leaks(
-    found: Lineage, *, cohort: str, cases: Sequence[Case], allowed: bool
+    found: Lineage, *, cohort: Cohort, cases: Sequence[Case], allowed: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Return warnings and tags about held-out cases that the sources of a module have seen.
 
     Raises:
         CohortError: A held-out case was trained on and that is not allowed.
     """
-    warnings: list[str] = []
-    tags: dict[str, str] = {}
-    for origin in found.origins.values():
-        if isinstance(origin, FileOrigin):
-            warnings.append(cannot_tell(f"the network in '{origin.file}'"))
-            continue
-        try:
-            leaks, unknown = find_leaks(open_store(origin.store, origin.root), origin.run, cohort=cohort, cases=cases)
-        except RunError:
-            warnings.append(cannot_tell(f"{origin.run.experiment}/{origin.run.name}"))
-            continue
-        told, found_tags = require_no_leak(leaks, allowed=allowed)
-        warnings += [*told, *unknown]
-        tags |= found_tags
-    return warnings, tags
+    return require_no_leak(compare(python_seen(found), cohort=cohort, cases=cases), allowed=allowed)

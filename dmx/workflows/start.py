@@ -9,6 +9,7 @@ from torch import Tensor
 from dmx.tracking.lineage import Source, source_tags
 from dmx.tracking.location import mask
 from dmx.tracking.session import ActiveRun
+from dmx.workflows.identity import Seen
 from dmx.workflows.trained import TrainedNetwork
 
 _WARNING = "Warning: "
@@ -41,6 +42,7 @@ class Start:
         texts: Further artifacts by path.
         received: Parameter → how it came from the source: ``copied``, ``sliced`` or ``adapted``.
         metrics: Values measured before the first step.
+        seen: Whom the sources, and theirs, have seen.
     """
 
     kind: Kind = "train"
@@ -58,6 +60,7 @@ class Start:
     texts: Mapping[str, str] = field(default_factory=dict)
     received: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    seen: Sequence[Seen] = ()
 
     @property
     def optimizer_sentence(self) -> str:

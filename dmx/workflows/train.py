@@ -99,7 +99,7 @@ def run_training(
         },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": start.reason, **start.tags},
         note=experiment.description,
-        texts=first_texts(checked, session.root),
+        texts=first_texts(checked, session.root, start.seen),
     )
     with (
         start_run(store, new, root=session.root, notify=session.report.say) as run,

@@ -27,7 +27,7 @@ from dmx.workflows.data import make_network, resolve_data
 from dmx.workflows.equivalence import equivalence_error
 from dmx.workflows.finetune import require_same_network
 from dmx.workflows.freezing import check_origin
-from dmx.workflows.identity import cannot_tell, find_leaks, require_no_leak
+from dmx.workflows.identity import Seen, cannot_tell, distinct, find_leaks, require_no_leak, unknown_file
 from dmx.workflows.inherited import difference_file, difference_table, differences, inherited
 from dmx.workflows.inputs import complete_inputs, first_texts
 from dmx.workflows.options import transfer_options
@@ -148,11 +148,11 @@ def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStor
     plan = plan_transfer([source.sketch for source in sources], target, transfer_options(section))
     require_same_outputs(plan, contract, sources)
     apply_plan(plan, {source.name: source.reader for source in sources}, checked.network.state_dict())
-    notes, tags = _leaks(store, sources, checked, allowed=allow_leak)
+    notes, tags, seen = _leaks(store, sources, checked, allowed=allow_leak)
     error = _measured_error(plan, checked, sources)
     if error is not None:
         notes.append(f"Outputs that must equal the source's differ by at most {error:.2g} (relative).")
-    start = transfer_start(checked, plan, sources, notes=notes, tags=tags)
+    start = replace(transfer_start(checked, plan, sources, notes=notes, tags=tags), seen=seen)
     if error is not None:
         start = replace(start, metrics={"transfer/equivalence_error": error})
     return Transfer(checked=checked, plan=plan, start=start, error=error)
@@ -196,7 +196,7 @@ def transfer(
         },
         tags={"dmx.task": experiment.task, "dmx.optimizer_state": UNTRAINED, **start.tags},
         note=experiment.description,
-        texts=first_texts(done.checked, session.root),
+        texts=first_texts(done.checked, session.root, start.seen),
     )
     with (
         start_run(store, new, root=session.root, notify=session.report.say) as run,
@@ -266,13 +266,14 @@ def train_transferred(  # noqa: PLR0913  # what the command takes
             "with this experiment."
         )
     require_same_network(checked, source, advice="Leave 'model' out, or transfer again with this experiment.")
-    leaks, unknown = find_leaks(store, source.run, cohort=checked.data.cohort.name, cases=checked.data.validation)
-    told, tags = require_no_leak(leaks, allowed=allow_leak)
+    exposure = find_leaks(store, source.run, cohort=checked.data.cohort, cases=checked.data.validation)
+    told, tags = require_no_leak(exposure, allowed=allow_leak)
     start = transferred_start(store, checked, source)
     changed = differences(source, as_dict(experiment), checked.contract)
     start = replace(
         start,
-        warnings=[*told, *unknown],
+        warnings=told,
+        seen=exposure.seen,
         sentences=difference_table(changed) if changed else [],
         tags={**start.tags, **tags},
         texts={**start.texts, **difference_file(changed)},
@@ -321,17 +322,18 @@ def _section(raw: Mapping[str, Any]) -> TransferSection:
 
 def _leaks(
     store: RunStore, sources: Sequence[OpenSource], checked: Checked, *, allowed: bool
-) -> tuple[list[str], dict[str, str]]:
+) -> tuple[list[str], dict[str, str], list[Seen]]:
     notes: list[str] = []
     tags: dict[str, str] = {}
+    seen: list[Seen] = []
     for source in sources:
         if source.trained is None:
             notes.append("Warning: " + cannot_tell(f"'{source.name}'"))
+            seen.append(unknown_file(source.name if source.file is None else source.file.name))
             continue
-        leaks, unknown = find_leaks(
-            store, source.trained.run, cohort=checked.data.cohort.name, cases=checked.data.validation
-        )
-        told, found = require_no_leak(leaks, allowed=allowed)
-        notes += [f"Warning: {sentence}" for sentence in (*told, *unknown)]
+        exposure = find_leaks(store, source.trained.run, cohort=checked.data.cohort, cases=checked.data.validation)
+        told, found = require_no_leak(exposure, allowed=allowed)
+        notes += [f"Warning: {sentence}" for sentence in told]
         tags |= found
-    return notes, tags
+        seen += exposure.seen
+    return notes, tags, distinct(seen)

@@ -13,8 +13,9 @@ import pytest
 from dmx.cohort import facts as facts_module
 from dmx.cohort.case import Case, Cohort
 from dmx.cohort.check import CheckReport, check_cohort
+from dmx.cohort.grid import NiftiGrid
 from dmx.cohort.importers.dataset_json import import_dataset_json
-from dmx.cohort.volume import read_grid
+from dmx.cohort.volume import read_grid, write_volume
 
 Make = Callable[..., Cohort]
 Write = Callable[..., Path]
@@ -355,3 +356,33 @@ def test_the_qform_is_that_of_the_reference_reader(tmp_path: Path) -> None:
         assert found is not None
         np.testing.assert_allclose(found, nib.load(path).get_qform(), atol=1e-4)
         np.testing.assert_allclose(found, affine, atol=1e-3)
+
+
+def test_a_scan_that_was_saved_anew_for_another_split_is_an_error_and_a_cropped_one_a_warning(
+    make_cohort: Make, tmp_path: Path
+) -> None:
+    array = np.random.default_rng(5).normal(0, 100, (36, 40, 44)).round().astype(np.float32)
+    files = []
+    for index, changed in enumerate((array, array[::-1] * 2, array[:, 4:-3])):
+        files.append(tmp_path / f"anew_{index}.nii.gz")
+        write_volume(files[-1], changed, NiftiGrid.from_affine(changed.shape, np.eye(4)), dtype=np.float32)
+    splits = ("training", "validation", "evaluation")
+    cohort = make_cohort()
+    cases = tuple(
+        Case(name=f"c{index}", subject=f"s{index}", channels={"t1": file}, split=split)
+        for index, (file, split) in enumerate(zip(files, splits, strict=True))
+    )
+    found = {
+        (one.severity, one.case, one.message)
+        for one in check_cohort(replace(cohort, channels=("t1",), cases=cases)).findings
+        if one.column == "channel_t1"
+    }
+    assert found == {
+        ("error", "c1", "holds the same voxels as channel_t1 of case 'c0', in another split."),
+        (
+            "warning",
+            "c2",
+            "is probably the same scan as that of case 'c0', in another split: flipped, cropped or resampled. Compare "
+            "the two.",
+        ),
+    }
