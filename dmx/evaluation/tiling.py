@@ -185,7 +185,14 @@ class _Job:
     def _class_probabilities(self, patches: Sequence[Tensor]) -> Tensor:
         with _autocast(self._predictor.device, self._predictor.section.precision):
             logits: Tensor = self._predictor.network(patches)
-        return logits.float().sigmoid() if self._predictor.regions else logits.float().softmax(dim=1)
+        found = logits.float().sigmoid() if self._predictor.regions else logits.float().softmax(dim=1)
+        # The largest of scores that are no numbers would be the first class, the background.
+        if bool(found.isnan().any()):
+            raise ModelError(
+                "The network gives scores that are no numbers (NaN) for this scan, so nothing can be predicted. Look "
+                "at the scan for extreme values, and use precision fp32 or another checkpoint."
+            )
+        return found
 
     def _layout(self, plan: SegmentPlan) -> list[Tile]:
         """Return the tiles; one at least, which tells the number of classes when the roi is empty."""

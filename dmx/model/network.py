@@ -29,7 +29,7 @@ class TrainableNetwork(nn.Module, ABC):
     compatibility: Literal["none", "deepmedic"] = "none"
     aliases: Mapping[str, str] = {}
     class_axes: Mapping[str, tuple[int, ...]] = {}
-    example_shape: ClassVar[tuple[int, ...]] = (224, 224)
+    example_shape: tuple[int, ...] = (224, 224)
     auxiliary_weight: ClassVar[float] = 0.4
 
     @abstractmethod

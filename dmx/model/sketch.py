@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmx.config.model import ModelSection
+from dmx.errors import ModelError
 from dmx.geometry import triple
 from dmx.model.axes import meanings
 from dmx.model.blocks import Block
@@ -55,6 +56,7 @@ def sketch_section(  # noqa: PLR0913  # what decides a network
     compatibility: Compatibility = "none",
     scores: bool = False,
     spatial_dims: int = 2,
+    size: tuple[int, ...] | None = None,
 ) -> NetworkSketch:
     """Return the sketch of the network that a section describes; no weights are drawn for a multi-scale network.
 
@@ -66,6 +68,7 @@ def sketch_section(  # noqa: PLR0913  # what decides a network
         compatibility: ``deepmedic`` for DeepMedic's.
         scores: Whether the network scores whole images or volumes instead of segmenting.
         spatial_dims: 3 where a network of one's own scores volumes.
+        size: Size of the images that it reads, for networks that take no other; None: any.
 
     Raises:
         ModelError: The settings do not describe a network.
@@ -74,6 +77,7 @@ def sketch_section(  # noqa: PLR0913  # what decides a network
         scoring = build_classifier(
             section, num_channels=len(channels), num_outputs=len(classes), spatial_dims=spatial_dims
         )
+        scoring.example_shape = size or scoring.example_shape
         return sketch_network(scoring, name=name, channels=channels, classes=classes)
     if section.name != "multiscale":
         network = build_network(
@@ -108,6 +112,14 @@ def sketch_module(
 
 def _scan_readers(network: TrainableNetwork) -> set[str]:
     """Return the modules that get the scan or image itself, found by following a pass without values."""
+    try:
+        return _readers_of(network)
+    except (RuntimeError, ValueError, TypeError, IndexError, ModelError):
+        # Of a size that the network cannot take; which kernel comes first is all that is known then.
+        return set()
+
+
+def _readers_of(network: TrainableNetwork) -> set[str]:
     patches = example_patches(network)
     if patches is None:
         return set()

@@ -131,7 +131,7 @@ class Contract:
                 pad_after=triple(values["pad_after"]),
                 compatibility=values["compatibility"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CheckpointError(f"the preprocessing contract cannot be read: {error!r}.") from error
 
     def key(self) -> str:

@@ -116,7 +116,7 @@ class ImageContract:
                 labels={int(label): int(index) for label, index in values["labels"].items()},
                 targets=tuple(str(name) for name in values["targets"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CheckpointError(f"the contract of images cannot be read: {error!r}.") from error
 
     def key(self) -> str:

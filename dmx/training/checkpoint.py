@@ -192,6 +192,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not list its files.")
+    if MODEL not in manifest["files"]:
+        raise CheckpointError(f"Checkpoint '{folder}' is damaged: {MANIFEST} does not list {MODEL}.")
     for name, entry in manifest["files"].items():
         whole = isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys()
         if name not in _FILES or not whole:

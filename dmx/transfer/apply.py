@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmx.errors import TransferError
+from dmx.transfer.finite import listed, not_finite
 from dmx.transfer.kernels import KernelStep, kernel_steps
 from dmx.transfer.places import MODES
 from dmx.transfer.plan import TransferPlan
@@ -43,8 +44,8 @@ def apply_plan(plan: TransferPlan, sources: Mapping[str, TensorReader], target_s
         target_state: The target's state dict, whose tensors are the network's own.
 
     Raises:
-        TransferError: A tensor is missing or has another shape than planned; the target is changed only after all of
-            its own tensors have been checked.
+        TransferError: A tensor is missing, has another shape than planned, or holds what is no number; the target is
+            changed only after all of its own tensors have been checked.
     """
     for entry in plan.tensors:
         shape = tuple(target_state[entry.name].shape) if entry.name in target_state else None
@@ -53,9 +54,26 @@ def apply_plan(plan: TransferPlan, sources: Mapping[str, TensorReader], target_s
                 f"The plan is for another network: {entry.name} must have the shape {list(entry.shape)}, "
                 f"got {'no such tensor' if shape is None else list(shape)}. Plan the transfer again."
             )
+    _require_finite(plan, sources)
     for entry in plan.tensors:
         if entry.action != "initialized":
             _write(entry, sources[entry.network], target_state)
+
+
+def _require_finite(plan: TransferPlan, sources: Mapping[str, TensorReader]) -> None:
+    """Require numbers in all that is received.
+
+    Raises:
+        TransferError: A tensor holds NaN or infinite values.
+    """
+    given = {(entry.network, entry.source) for entry in plan.tensors if entry.action != "initialized"}
+    bad = [(network, name) for network, name in sorted(given) if not_finite({name: sources[network][name]})]
+    if bad:
+        names = listed([name for _, name in bad])
+        raise TransferError(
+            f"{len(bad)} tensors of '{bad[0][0]}' hold NaN or infinite values, as after a training that diverged: "
+            f"{names}. Take an earlier checkpoint or another file, or leave their layers out with --exclude."
+        )
 
 
 def _write(entry: TensorPlan, reader: TensorReader, target_state: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dmx.config.load import apply_overrides, as_dict, as_yaml, build_experiment
 from dmx.config.sections import Experiment
-from dmx.errors import ConfigError
+from dmx.errors import CheckpointError, ConfigError
 from dmx.model.network import Network
 from dmx.preprocess.contract import Contract, resolve_contract
 from dmx.tracking.environment import environment
@@ -20,6 +20,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.checkpoint import write_checkpoint
+from dmx.transfer.finite import listed, not_finite
 from dmx.workflows.data import check_names, make_network, padded
 from dmx.workflows.params import network_params
 from dmx.workflows.saving import description
@@ -115,6 +116,11 @@ def loaded(experiment: Experiment, state: Mapping[str, Tensor]) -> tuple[Network
         compatibility=experiment.compatibility,
     )
     check_names(contract)
+    if bad := not_finite(state):
+        raise CheckpointError(
+            f"{len(bad)} tensors of the file hold NaN or infinite values, as after a training that diverged: "
+            f"{listed(bad)}. Import an earlier checkpoint, or copy the file again."
+        )
     network, plan = make_network(experiment, contract)
     network.load_state_dict(dict(state))
     return network, padded(contract, plan)

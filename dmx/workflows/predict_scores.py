@@ -7,7 +7,7 @@ import time
 import torch
 
 from dmx.cohort.files import atomic_file
-from dmx.errors import ConfigError
+from dmx.errors import ConfigError, ModelError
 from dmx.evaluation.scores import collect_scores, probabilities
 from dmx.tracking.history import write_table
 from dmx.tracking.mlflow_store import open_store
@@ -77,6 +77,13 @@ def network_scores(trained: TrainedNetwork, inputs: ScoreInputs, device: torch.d
     precision = section.prediction.precision or section.training.precision
     network = trained.network.to(device).eval()
     scores, _ = collect_scores(network, inputs.batches, dtype=DTYPES[precision])
+    bad = scores.isnan().any(dim=1).nonzero()[:, 0].tolist()
+    if bad:
+        raise ModelError(
+            f"The network gives scores that are no numbers (NaN) for {len(bad)} of {len(scores)} cases, first "
+            f"'{inputs.cohort.cases[bad[0]].name}'. Look at the case for extreme values, and use precision fp32 or "
+            "another checkpoint."
+        )
     return scores.cpu()
 
 

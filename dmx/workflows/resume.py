@@ -32,7 +32,7 @@ from dmx.workflows.reads import own_source, require_same_reads, with_source
 from dmx.workflows.restart import start_again
 from dmx.workflows.session import Session
 from dmx.workflows.train import ENDED_EARLY, Trainee, run_fit
-from dmx.workflows.trained import contract_of, run_experiment
+from dmx.workflows.trained import contract_of, require_described, run_experiment
 
 _CURVES = ("keep", "stretch", "restart")
 _KINDS = ("train", "finetune", "transfer")
@@ -178,6 +178,7 @@ def _same_labels(ours: AnyContract, trained: AnyContract) -> AnyContract:
 def _go_on(run: ActiveRun, checked: Checked, session: Session, *, folder: Path) -> Trainee:
     """Train from a checkpoint on."""
     content = read_checkpoint(folder)
+    require_described(content.manifest, folder)
     run.set_tags({"dmx.optimizer_state": "restored: resumed"})
     checked = replace(checked, contract=_same_labels(checked.contract, contract_of(content.manifest)))
     assembled = assemble(checked, session)

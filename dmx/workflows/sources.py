@@ -12,6 +12,7 @@ from dmx.config.transfer import SourceSection, TransferSection
 from dmx.errors import CheckpointError, TransferError
 from dmx.model.image_network import packaged_weights
 from dmx.model.sketch import sketch_section
+from dmx.preprocess.image_contract import ImageContract
 from dmx.tracking.store import RunStore
 from dmx.training.checkpoint import prediction_files
 from dmx.training.weights import WeightsFile
@@ -96,6 +97,7 @@ def run_source(name: str, trained: TrainedNetwork) -> OpenSource:
         compatibility=trained.manifest["compatibility"],
         scores=trained.task != "segmentation",
         spatial_dims=trained.contract.spatial_dims,
+        size=trained.contract.crop if isinstance(trained.contract, ImageContract) else None,
     )
     check_header(sketch, read_header(*weights))
     return OpenSource(name=name, sketch=sketch, reader=WeightsFile(*weights), trained=trained)

@@ -23,6 +23,7 @@ from dmx.tracking.mlflow_store import open_store
 from dmx.tracking.session import checkpoint_path
 from dmx.tracking.store import RunInfo, RunStore
 from dmx.training.checkpoint import Checkpoint, read_checkpoint, weights_sha256
+from dmx.transfer.finite import listed, not_finite
 from dmx.workflows.checked import AnyContract
 from dmx.workflows.identity import read_identity
 
@@ -110,6 +111,13 @@ def stored_checkpoint(store: RunStore, run: str, *, checkpoint: str | None, root
     name = checkpoint or ("best" if "best" in names else "last" if "last" in names else "initial")
     folder = checkpoint_path(store, info, name, root=root)
     content = read_checkpoint(folder, with_training_state=False)
+    require_described(content.manifest, folder)
+    if bad := not_finite(content.prediction_state):
+        raise CheckpointError(
+            f"Checkpoint '{name}' of run '{info.experiment}/{info.name}' holds NaN or infinite weights ({listed(bad)}):"
+            f" its training had diverged. Take another one with --checkpoint, e.g. epoch=N; there are "
+            f"{', '.join(names)}."
+        )
     return StoredCheckpoint(run=info, name=name, folder=folder, content=content)
 
 
@@ -157,13 +165,37 @@ def open_network(store: RunStore, run: str, *, checkpoint: str | None, root: Pat
     )
 
 
+def require_described(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Require that a checkpoint says all that is needed to use its network.
+
+    Raises:
+        CheckpointError: Something is missing or of another kind.
+    """
+    kinds: dict[str, tuple[type, ...]] = {
+        **{"epoch": (int,), "global_step": (int,), "compatibility": (str,)},
+        **{"model": (Mapping,), "contract": (Mapping,)},
+    }
+    wrong = [key for key, kind in kinds.items() if not isinstance(manifest.get(key), kind)]
+    wrong += ["task"] if not isinstance(manifest.get("task", ""), str) else []
+    wrong += ["source"] if not isinstance(manifest.get("source"), Mapping | None) else []
+    if not wrong and not isinstance(manifest["model"].get("name", ""), str):
+        wrong = ["model.name"]
+    if wrong:
+        raise CheckpointError(
+            f"Checkpoint '{folder}' is damaged: its checkpoint.json lacks {', '.join(wrong)}, or holds something else "
+            "there. Restore the file, or take another checkpoint with --checkpoint."
+        )
+
+
 def contract_of(manifest: Mapping[str, Any]) -> AnyContract:
     """Return what the network of a checkpoint sees.
 
     Raises:
         CheckpointError: The checkpoint does not say it.
     """
-    values = manifest["contract"]
+    values = manifest.get("contract")
+    if not isinstance(values, Mapping):
+        raise CheckpointError("The checkpoint is damaged: its checkpoint.json does not say what the network sees.")
     return ImageContract.from_dict(values) if values.get("kind") == KIND else Contract.from_dict(values)
 
 
@@ -180,7 +212,7 @@ def network_of(checkpoint: Checkpoint, contract: AnyContract) -> TrainableNetwor
             spatial_dims=contract.spatial_dims,
         )
         network.load_state_dict(dict(checkpoint.prediction_state))
-    except (KeyError, ModelError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ModelError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint's weights do not fit the network that it describes: {error}") from error
     network.eval()
     return network

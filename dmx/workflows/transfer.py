@@ -11,6 +11,7 @@ from dmx.config.transfer import TransferSection
 from dmx.errors import ConfigError, DmxError, ModelError, RunError
 from dmx.model.network import Network
 from dmx.model.sketch import sketch_network
+from dmx.preprocess.image_contract import ImageContract
 from dmx.tracking.files import read_text
 from dmx.tracking.lineage import UNTRAINED, Source, source_tags
 from dmx.tracking.mlflow_store import open_store
@@ -144,6 +145,8 @@ def carry_out(checked: Checked, sources: Sequence[OpenSource], *, store: RunStor
         CohortError: Validation cases were in the training of a source, and that is not allowed.
     """
     contract, section = checked.contract, checked.experiment.transfer or TransferSection()
+    if isinstance(contract, ImageContract):
+        checked.network.example_shape = contract.crop
     target = sketch_network(checked.network, name="target", channels=contract.channels, classes=contract.outputs)
     plan = plan_transfer([source.sketch for source in sources], target, transfer_options(section))
     require_same_outputs(plan, contract, sources)
