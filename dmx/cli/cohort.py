@@ -194,7 +194,7 @@ def check(
         if hint := labels_hint(report.errors):
             err.print(escape(hint), soft_wrap=True)
         if spacing and not report.errors:
-            _print_kept(source, spacing)
+            _print_kept(_labeled(source, labels), spacing)
     if report.errors:
         raise typer.Exit(2)
 
@@ -211,12 +211,8 @@ def _check_images(source: Path, more: "Mapping[str, Path]", *, fresh: bool) -> "
 
 def _check_scans(manifest: Path, fill: "Sequence[str]", labels: str | None, *, fresh: bool) -> "CheckReport":
     from dmx.cohort.check import check_cohort
-    from dmx.cohort.label_values import with_label_values
-    from dmx.cohort.manifest import read_manifest
 
-    cohort = read_manifest(manifest)
-    if labels:
-        cohort = with_label_values(cohort, labels.split(","), owner="--labels")
+    cohort = _labeled(manifest, labels)
     for name in fill:
         if name not in cohort.channels:
             near = suggest(name, cohort.channels)
@@ -227,9 +223,17 @@ def _check_scans(manifest: Path, fill: "Sequence[str]", labels: str | None, *, f
         return check_cohort(cohort, fill=fill, fresh=fresh, progress=progress)
 
 
-def _print_kept(manifest: Path, text: str) -> None:
-    """Print what a voxel size would leave of each class."""
+def _labeled(manifest: Path, labels: str | None) -> "Cohort":
+    """Return a cohort with what the user says of the values in its label maps."""
+    from dmx.cohort.label_values import with_label_values
     from dmx.cohort.manifest import read_manifest
+
+    cohort = read_manifest(manifest)
+    return with_label_values(cohort, labels.split(","), owner="--labels") if labels else cohort
+
+
+def _print_kept(cohort: "Cohort", text: str) -> None:
+    """Print what a voxel size would leave of each class."""
     from dmx.preprocess.kept import kept_warnings, resampled_volumes
 
     try:
@@ -240,7 +244,7 @@ def _print_kept(manifest: Path, text: str) -> None:
         raise CohortError(f"--spacing must be one voxel size in mm or three, such as 2 or 1,1,3, got '{text}'.")
     x, y, z = sizes * 3 if len(sizes) == 1 else sizes
     with _progress("Resampling") as progress:
-        rows = resampled_volumes(read_manifest(manifest), (x, y, z), progress=progress)
+        rows = resampled_volumes(cohort, (x, y, z), progress=progress)
     table = Table("class", "cases", "left (mean)", "least", "most", "vanished")
     for name in dict.fromkeys(row.name for row in rows):
         shares = [row.share for row in rows if row.name == name]

@@ -90,7 +90,7 @@ def check_cohort(  # noqa: PLR0913 - what an experiment can take for granted, ea
         progress: Told how many of how many files are done.
     """
     used = tuple(channels) if channels else cohort.channels
-    sets = _sets(classes or cohort.regions.members or cohort.classes)
+    sets = _sets(classes or cohort.regions.mapped(cohort.label_values).members or cohort.classes)
     ignored = cohort.ignore if ignore is None else ignore
     expected = Expected(
         channels=used,

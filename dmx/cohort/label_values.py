@@ -2,9 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dmx.cohort.case import Cohort
 from dmx.cohort.labels import parse_integer, position
+from dmx.cohort.regions import IGNORED
 from dmx.errors import CohortError, suggest
 
 
@@ -98,3 +103,28 @@ def with_label_values(cohort: Cohort, words: Sequence[str], *, owner: str) -> Co
     base = cohort.label_values or {index: index for index in range(len(classes))}
     values = named_values(base, {value: class_index(name, classes, owner) for value, name in stated.items()})
     return replace(cohort, classes=classes, label_values=values)
+
+
+def as_class_indices(labels: NDArray[Any], cohort: Cohort, *, case: str) -> NDArray[np.int64]:
+    """Return the class index of each voxel of a label map as its manifest says; -1 where nobody annotated.
+
+    Args:
+        labels: Integers as in the file.
+        cohort: The cohort.
+        case: Name of the case, for the error.
+
+    Raises:
+        CohortError: A value is no class of the manifest's note ``# label_values:``.
+    """
+    values = dict(cohort.label_values)
+    if cohort.ignore is not None:
+        values.setdefault(cohort.ignore, IGNORED)
+    found, where = np.unique(labels, return_inverse=True)
+    strange = [value for value in found.tolist() if value not in values] if cohort.label_values else []
+    if strange:
+        raise CohortError(
+            f"The label map of case '{case}' holds the value {strange[0]}, allowed are {', '.join(map(str, values))} "
+            "('# label_values:' of the manifest). 'dmx cohort check' lists all such values."
+        )
+    indices = np.array([values.get(value, value) for value in found.tolist()], dtype=np.int64)
+    return indices[where].reshape(labels.shape)

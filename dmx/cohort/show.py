@@ -65,7 +65,7 @@ def show_cohort(
     shown = []
     cases = [known[name] for name in dict.fromkeys(names)] or list(cohort.cases)
     for index, case in enumerate(cases):
-        view = load_view(case, ignore=cohort.ignore)
+        view = load_view(case, cohort=cohort)
         picture = folder / f"{case.name}.png"
         _save(_draw(case, view, cohort.classes), picture)
         volumes = class_volumes(view, cohort.classes)

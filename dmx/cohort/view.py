@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmx.cohort.case import Case
-from dmx.cohort.regions import IGNORED
+from dmx.cohort.case import Case, Cohort
+from dmx.cohort.label_values import as_class_indices
 from dmx.cohort.volume import Volume, read_volume
 from dmx.errors import CohortError
 
@@ -43,8 +43,8 @@ class CaseView:
         return tuple(length * size for length, size in zip(shown.shape, self.spacing, strict=True))
 
 
-def load_view(case: Case, *, ignore: int | None = None) -> CaseView:
-    """Read a case to look at it; labels that nobody annotated, whose value is given, become -1.
+def load_view(case: Case, *, cohort: Cohort | None = None) -> CaseView:
+    """Read a case to look at it; its labels become class indices as its cohort says, -1 where nobody annotated.
 
     Raises:
         CohortError: A file of the case cannot be used, its files differ in shape, or it has no channel.
@@ -60,9 +60,8 @@ def load_view(case: Case, *, ignore: int | None = None) -> CaseView:
                 f"{volumes[reference].spatial_shape}. 'dmx cohort check' lists all such differences."
             )
     arrays = {column: _to_ras(volume) for column, volume in volumes.items()}
-    if ignore is not None and "label_map" in arrays:
-        whole = _integers(arrays["label_map"])
-        arrays["label_map"] = np.where(whole == ignore, IGNORED, whole)
+    if cohort is not None and "label_map" in arrays:
+        arrays["label_map"] = as_class_indices(_integers(arrays["label_map"]), cohort, case=case.name)
     box = _box(arrays.get("roi", arrays[reference]), arrays.get("label_map"))
     arrays = {column: array[box] for column, array in arrays.items()}
     labels = _integers(arrays["label_map"]) if "label_map" in arrays else None

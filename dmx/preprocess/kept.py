@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmx.cohort.case import Case, Cohort
+from dmx.cohort.label_values import as_class_indices
 from dmx.cohort.volume import read_volume
 from dmx.preprocess.native import Geometry, forward, plan_geometry
 from dmx.preprocess.resample import Spacing
@@ -97,11 +98,12 @@ def resampled_volumes(
             if path is not None:
                 volume = read_volume(path)
                 labels = np.rint(volume.array).astype(np.int64)
+                members: Mapping[str, Sequence[int]] = {"roi": (1,)}
                 if is_roi:
                     labels = (labels > 0).astype(np.int64)
-                known = ("", "roi") if is_roi else cohort.classes
-                names = [*known, *(f"label {value}" for value in range(len(known), int(labels.max()) + 1))]
-                members = {name: (index,) for index, name in enumerate(names) if index}
+                else:
+                    labels = as_class_indices(labels, cohort, case=case.name)
+                    members = _members(cohort, int(labels.max()))
                 geometry = plan_geometry(volume.header, "RAS", spacing)
                 found |= class_volumes(labels, forward(labels, geometry, kind="labels"), geometry, members)
         return case.name, found
@@ -113,6 +115,14 @@ def resampled_volumes(
             if progress is not None:
                 progress(len(results), len(cohort.cases))
     return kept_volumes(results)
+
+
+def _members(cohort: Cohort, highest: int) -> Mapping[str, Sequence[int]]:
+    """Return the class indices of each region of a cohort, or of each class."""
+    if cohort.regions:
+        return cohort.regions.mapped(cohort.label_values).members
+    names = [*cohort.classes, *(f"label {value}" for value in range(len(cohort.classes), highest + 1))]
+    return {name: (index,) for index, name in enumerate(names) if index}
 
 
 def kept_warnings(rows: Sequence[KeptVolume], *, spacing: Spacing | None) -> list[str]:

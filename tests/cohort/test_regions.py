@@ -115,7 +115,7 @@ def test_regions_are_part_of_what_a_cohort_is(write_scan) -> None:
 
 def test_pictures_leave_out_what_nobody_annotated(write_scan, tmp_path: Path) -> None:
     cohort = labeled(write_scan, [0, 1, 9], classes=("background", "a"), ignore=9)
-    view = load_view(cohort.cases[0], ignore=9)
+    view = load_view(cohort.cases[0], cohort=cohort)
     assert set(np.unique(view.labels)) == {-1, 0, 1}
     (shown,) = show_cohort(cohort, tmp_path / "pictures")
     assert list(shown.volumes_ml) == ["a"]

@@ -10,9 +10,13 @@ import pytest
 
 import dmx
 from dmx.cohort.case import Cohort
+from dmx.cohort.check import check_cohort
 from dmx.cohort.manifest import read_manifest, write_manifest
+from dmx.cohort.regions import Regions
+from dmx.cohort.show import show_cohort
 from dmx.cohort.volume import read_grid, read_volume, write_volume
 from dmx.errors import CohortError
+from dmx.preprocess.kept import resampled_volumes
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.evaluate import Evaluated, EvaluateRequest, evaluate
 from dmx.workflows.finetune import FinetuneRequest, finetune
@@ -211,3 +215,27 @@ def test_labels_of_whole_cases_are_paired_by_name_by_number_or_by_position() -> 
     ):
         with pytest.raises(CohortError, match=problem):
             paired(**words)
+
+
+def test_looking_at_a_cohort_reads_its_label_values(project: Path, parts: Path) -> None:
+    coded = {0: 0, 17: 1, 300: 2}
+    path = recoded(project, "coded", {0: 0, 1: 17, 2: 300}, classes=CLASSES, label_values=coded)
+    regions = Regions({"whole": (17, 300), "back": (300,)}, (17, 300))
+    plain, cohort = read_manifest(parts), read_manifest(path)
+
+    def kept(of: Cohort) -> list[tuple[str, float, float]]:
+        rows = resampled_volumes(of, (2.0, 2.0, 2.0))
+        return [(row.name, row.file_ml, row.prepared_ml) for row in rows]
+
+    name = [cohort.cases[0].name]
+    assert show_cohort(cohort, project / "a", names=name)[0].volumes_ml == (
+        show_cohort(plain, project / "b", names=name)[0].volumes_ml
+    )
+    assert kept(cohort) == kept(plain)
+    nested = kept(replace(cohort, regions=regions))
+    assert {row[0] for row in nested} == {"whole", "back"}
+    assert [row[1:] for row in nested if row[0] == "back"] == [row[1:] for row in kept(plain) if row[0] == "Posterior"]
+    found = check_cohort(replace(cohort, regions=regions)).findings
+    assert not any("holds class" in finding.message for finding in found)
+    with pytest.raises(CohortError, match="holds the value 17, allowed are 0, 300"):
+        show_cohort(replace(cohort, label_values={0: 0, 300: 2}), project / "c", names=name)
