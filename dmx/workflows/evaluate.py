@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,9 +28,8 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import CohortInput, RunInfo, RunReader
 from dmx.training.device import resolve_device
 from dmx.workflows.identity import find_leaks, require_no_leak
-from dmx.workflows.predict import cohort_of_run
+from dmx.workflows.predict import cohort_of_run, is_own_cohort
 from dmx.workflows.privacy import hiding
-from dmx.workflows.reads import own_source
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
@@ -249,19 +247,11 @@ def log_on_scored_run(
         values: Metrics of the evaluation, ``evaluation/…``.
         request: What was asked for.
     """
-    parts = [] if _is_own_manifest(trained, request.cohort) else [cohort]
+    parts = [] if is_own_cohort(request.cohort, trained) else [cohort]
     parts += [] if request.split in (None, "evaluation") else [request.split]
     prefix = "/".join(["evaluation", *(metric_key(part) for part in parts)])
     named = {f"{prefix}/{key.partition('/')[2]}": value for key, value in values.items()}
     run.log_metrics_of(trained.run, named, int(trained.manifest["global_step"]))
-
-
-def _is_own_manifest(trained: TrainedNetwork, given: Path | None) -> bool:
-    if given is None:
-        return True
-    with suppress(CohortError):
-        return own_source(trained.run, trained.experiment).resolve() == given.resolve()
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -160,10 +161,13 @@ def cohort_of_run(manifest: Path | None, trained: TrainedNetwork) -> Cohort:
     return cohort
 
 
-def is_own_cohort(manifest: Path | None, trained: TrainedNetwork) -> bool:
-    """Return whether a manifest, or ``None``, is that of the training of a network."""
-    own = trained.experiment.cohort.manifest
-    return manifest is None or (bool(own) and manifest.resolve() == Path(own).resolve())
+def is_own_cohort(given: Path | None, trained: TrainedNetwork) -> bool:
+    """Return whether a manifest or list of images, or ``None``, is that of the training of a network."""
+    if given is None:
+        return True
+    with suppress(CohortError):
+        return own_source(trained.run, trained.experiment).resolve() == given.resolve()
+    return False
 
 
 def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str | None) -> Cohort:
