@@ -9,6 +9,11 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    import fcntl
+except ImportError:  # a system without POSIX
+    fcntl = None  # type: ignore[assignment]
+
 from dmx.errors import RunError
 
 _SHOWN = 200
@@ -122,3 +127,19 @@ def open_own(path: Path, mode: str, *, encoding: str | None = None) -> IO[Any]:
 
 def _without_following(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """Lock an open file for this process, until it is closed or the process ends in whatever way.
+
+    Args:
+        file: The file; it is locked itself, so none is left behind.
+        wait: Whether to wait for another process that has it.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        RunError: This system has no such locks.
+    """
+    if fcntl is None:
+        raise RunError("dmx keeps runs on Linux and macOS only; on Windows use it within WSL.")
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -60,6 +60,10 @@ class TerminalReport:
         self.close()
 
 
+# Not every system knows it.
+_HANGUP: int | None = getattr(signal, "SIGHUP", None)
+
+
 class StopSignal:
     """Whether Ctrl-C, SIGTERM or the end of the terminal asked the training to end after the step.
 
@@ -89,7 +93,7 @@ def stopping_on_signals() -> Iterator[StopSignal]:
     stop = StopSignal()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+        if number == _HANGUP:
             say_nothing_more()
         elif stop.number:
             raise KeyboardInterrupt
@@ -98,8 +102,8 @@ def stopping_on_signals() -> Iterator[StopSignal]:
 
     before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
         number: signal.signal(number, handle)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP
+        for number in (signal.SIGINT, signal.SIGTERM, _HANGUP)
+        if number is not None and (signal.getsignal(number) != signal.SIG_IGN or number != _HANGUP)
     }
     try:
         yield stop

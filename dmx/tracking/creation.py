@@ -5,7 +5,6 @@ carries the note's id as a tag, by which it is found when the answer is lost. Wh
 process has begun, and removes what a server made twice.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dmx.errors import RunError
-from dmx.paths import PlaceError, open_own, within
+from dmx.paths import PlaceError, lock, open_own, within
 from dmx.tracking.embedded import database_path, database_uri
 from dmx.tracking.folder import drafted, run_folder
 from dmx.tracking.journal import Journal, read_entries
@@ -65,7 +64,7 @@ def _address(store: str, mlruns: Path) -> str:
 
 def _lock(file: IO[str]) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
     except BlockingIOError:
         return False
     return True

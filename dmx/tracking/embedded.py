@@ -1,6 +1,5 @@
 """The run store of a project without a server: an SQLite file, opened by one process at a time."""
 
-import fcntl
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import psutil
 
 from dmx.errors import RunError
 from dmx.paths import link_error, open_own
+from dmx.paths import lock as hold
 
 _NETWORK = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "lustre", "gpfs", "beegfs", "ceph", "afs", "glusterfs")
 _SQLITE = "sqlite:///"
@@ -125,7 +125,7 @@ def _lock(database: Path) -> Iterator[None]:
             "elsewhere with --store or MLFLOW_TRACKING_URI."
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock, wait=True)
         yield
 
 

@@ -1,6 +1,5 @@
 """The folder of a run on this machine: journal, how far it was delivered, files on their way, and a lock."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dmx.errors import RunError
-from dmx.paths import open_own, refuse_links, within
+from dmx.paths import lock, open_own, refuse_links, within
 from dmx.tracking.location import runs_folder
 from dmx.tracking.store import RunReader
 
@@ -122,7 +121,7 @@ class RunFolder:
                 "or work in a copy of the project."
             ) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"

@@ -112,3 +112,22 @@ def test_every_process_is_started_by_the_safe_way() -> None:
     assert found == {"children.py", "tracking/ui.py", "training/processes.py"}
     for name in found - {"children.py"}:
         assert "variables(" in (ROOT / "dmx" / name).read_text()
+
+
+_WITHOUT_POSIX = """
+import sys
+sys.modules["fcntl"] = None
+import signal
+del signal.SIGHUP
+import dmx.tracking.session, dmx.workflows.train, dmx.workflows.resume, dmx.cli.main
+from dmx.errors import RunError
+from dmx.paths import lock
+try:
+    lock(sys.stdin, wait=False)
+except RunError as error:
+    print(error)
+"""
+
+
+def test_without_posix_locks_there_is_a_sentence(tmp_path: Path) -> None:
+    assert "Linux and macOS only" in run(tmp_path, "-P", "-c", _WITHOUT_POSIX)
