@@ -186,3 +186,12 @@ def test_what_is_not_known_is_named_and_an_untrained_network_has_seen_nobody(run
     found = exposure(runs, moved, "a", case(tmp_path, "s1", "one"))
     assert found.leaks == []
     assert found.unknown == [cannot_tell("the network in 'w.pth'"), cannot_tell("study/import")]
+
+
+def test_a_transfer_counts_from_its_training_on(runs: Runs, tmp_path: Path) -> None:
+    one = case(tmp_path, "s1", "one")
+    seen = identity("a", {"training": [one], "validation": []})
+    untrained = runs.add("untrained", seen, **{"dmx.kind": "transfer", "dmx.optimizer_state": "none: not trained"})
+    trained = runs.add("trained", seen, **{"dmx.kind": "transfer", "dmx.optimizer_state": "initialized: transferred"})
+    assert leaks(runs, untrained, "a", one) == []
+    assert leaks(runs, trained, "a", one) == [("s1-one", "trained", "training", "scan")]
