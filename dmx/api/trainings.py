@@ -23,6 +23,7 @@ from dmx.training.loop import fit
 from dmx.transfer.freeze import FreezePlan
 from dmx.workflows.assemble import assemble, check_training
 from dmx.workflows.batches import BatchRequest, Ended, train_batches
+from dmx.workflows.freezing import flag_sentences
 from dmx.workflows.handed import Handed, freeze_section
 from dmx.workflows.provenance import lineage, python_leaks, python_start, remember
 from dmx.workflows.session import Session
@@ -214,6 +215,8 @@ def _on_manifest(  # what the one caller has
         session = replace(session, root=Path(folder))
         checked = check_training(described, session, handed=handed)
         python_leaks(found, cohort=checked.data.cohort, cases=checked.data.validation, allowed=allow_leak)
+        for sentence in flag_sentences(checked.settings.freeze):
+            session.warn(sentence)
         assembled = assemble(checked, session, received=found.received)
         with assembled.batches() as batches:
             result = fit(

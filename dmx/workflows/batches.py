@@ -123,6 +123,8 @@ def train_batches(request: BatchRequest, session: Session, *, as_run: bool) -> E
         return ready.feed.next(epoch, ready.scores)
 
     if not as_run:
+        for sentence in flag_sentences(ready.settings.freeze):
+            session.warn(sentence)
         result = fit(state, batches, ready.settings, validate=validate, listeners=session.listeners, stop=session.stop)
         return Ended(task=ready.task, reason=result.reason)
     experiment = ready.experiment

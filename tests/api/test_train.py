@@ -231,3 +231,13 @@ def test_optimizer_and_freeze_must_be_those_of_the_network() -> None:
 def test_one_score_is_no_classification() -> None:
     with pytest.raises(dmx.DmxError, match="at least 2 classes"):
         dmx.train(small(classes=1), volumes(), epochs=1)
+
+
+def test_without_a_store_the_logger_says_what_requires_grad_froze(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = small()
+    model.conv1.requires_grad_(False)
+    dmx.train(model, volumes(), epochs=1, lr=0.01)
+    said = [record.getMessage() for record in caplog.records if record.name == "dmx"]
+    assert [text for text in said if "Frozen by requires_grad=False: network.conv1" in text]

@@ -204,7 +204,7 @@ def test_a_header_gives_names_and_shapes_without_weights(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "would have 0 bytes"),
+        (b"", "is empty; download or copy it again"),
         (b"\x05\x00\x00\x00\x00\x00\x00\x00{", "no JSON"),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00[]", "is cut off"),
         (b"\x09\x00\x00\x00\x00\x00\x00\x00" + b'{"a": {}}', "an entry lacks 'shape'"),
