@@ -239,3 +239,31 @@ def test_looking_at_a_cohort_reads_its_label_values(project: Path, parts: Path) 
     assert not any("holds class" in finding.message for finding in found)
     with pytest.raises(CohortError, match="holds the value 17, allowed are 0, 300"):
         show_cohort(replace(cohort, label_values={0: 0, 300: 2}), project / "c", names=name)
+
+
+def test_regions_of_named_values_are_learned_written_and_scored_as_those_of_indices(project: Path, parts: Path) -> None:
+    def regions(first: int, second: int) -> Regions:
+        return Regions({"whole": (first, second), "back": (second,)}, (first, second))
+
+    plain = project / "plain.csv"
+    write_manifest(replace(read_manifest(parts), name="plain", regions=regions(1, 2)), plain)
+    values = {0: 0, 17: 1, 300: 2}
+    recode = {0: 0, 1: 17, 2: 300}
+    coded = recoded(project, "coded", recode, classes=CLASSES, label_values=values, regions=regions(17, 300))
+    runs = [train(settings(manifest, training=SHORT), session(project)).run.id for manifest in (plain, coded)]
+
+    def scores(run: str, manifest: Path) -> list[tuple[object, object]]:
+        done = evaluate(EvaluateRequest(run=run, cohort=manifest, allow_leak=True), session(project))
+        return [(row["dice/whole"], row["dice/back"]) for row in done.rows]
+
+    assert scores(runs[0], plain) == scores(runs[1], coded) == scores(runs[0], coded)
+    for run, manifest, folder in zip(runs, (plain, coded), ("indices", "values"), strict=True):
+        predict(PredictRequest(run=run, inputs=[manifest], output=project / folder), session(project))
+    written: set[int] = set()
+    for case in read_manifest(coded).cases:
+        name = f"{case.name}_segmentation.nii.gz"
+        indices = read_volume(project / "indices" / name).array.astype(int)
+        found = read_volume(project / "values" / name).array
+        assert np.array_equal(found, np.array([0, 17, 300])[indices])
+        written |= set(np.unique(found).tolist())
+    assert written == {0, 17, 300}
