@@ -187,7 +187,7 @@ def test_a_training_of_a_transferred_network_looks_for_leaks_in_all_sources(
     cases = tuple(replace(case, split=splits.get(case.name, "")) for case in cohort.cases)
     write_manifest(replace(cohort, cases=cases), project / "rest.csv")
     experiment = as_dict(settings(project / "rest.csv", **quick))
-    with pytest.raises(CohortError, match=r"case_4 \(same subject in .*--allow-leak"):
+    with pytest.raises(CohortError, match=r"case_4 \(same scan in .*--allow-leak"):
         train_transferred(experiment, moved, session(project), path=project / "x.yaml")
     done = train_transferred(experiment, moved, session(project), path=project / "x.yaml", allow_leak=True)
     assert tag(project, done.run.id, "dmx.leak") == "1"
