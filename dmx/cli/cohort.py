@@ -192,7 +192,7 @@ def check(
         report = _check_scans(source, fill or (), labels, fresh=fresh)
         print_findings(report)
         if hint := labels_hint(report.errors):
-            err.print(escape(hint), soft_wrap=True)
+            out.print(escape(hint), soft_wrap=True)
         if spacing and not report.errors:
             _print_kept(_labeled(source, labels), spacing)
     if report.errors:

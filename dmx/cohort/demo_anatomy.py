@@ -79,7 +79,7 @@ def template_file(name: str) -> Path:
     """
     found = importlib.util.find_spec("nilearn")
     if found is None or not found.submodule_search_locations:
-        raise CohortError("The demonstration cohort needs the template of nilearn: pip install 'dmx[demo]'.")
+        raise CohortError("The demonstration cohort needs the template of nilearn: pip install 'dmx-transfer[demo]'.")
     path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / _FILE.format(name)
     if not path.is_file():
         raise CohortError(f"This version of nilearn has no '{path.name}': pip install 'nilearn>=0.11,<0.15'.")

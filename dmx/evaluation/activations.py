@@ -196,4 +196,6 @@ def _h5py() -> Any:
         import h5py
 
         return h5py
-    raise ConfigError("Files of activations need h5py, which is not installed. Run: pip install 'dmx[inside]'.")
+    raise ConfigError(
+        "Files of activations need h5py, which is not installed. Run: pip install 'dmx-transfer[inside]'."
+    )

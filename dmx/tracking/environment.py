@@ -45,7 +45,7 @@ def _shortened(argument: str) -> str:
 def _packages() -> dict[str, str]:
     """Return the versions of what the project depends on."""
     try:
-        lines = requires("dmx") or []
+        lines = requires("dmx-transfer") or []
     except PackageNotFoundError:
         lines = []
     found = {}

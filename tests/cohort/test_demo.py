@@ -161,7 +161,7 @@ def test_without_the_template_one_sentence_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CohortError, match=r"pip install 'dmx\[demo\]'"):
+    with pytest.raises(CohortError, match=r"pip install 'dmx-transfer\[demo\]'"):
         make_demo_cohort(tmp_path, "A", cases=1, spacing_mm=SPACING, seed=0)
 
 

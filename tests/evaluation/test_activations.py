@@ -175,5 +175,5 @@ def test_files_are_checked(network: ImageNetwork, tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match="cannot be read"):
         read_activations(tmp_path / "b.act.h5")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match=r"dmx\[inside\]"):
+    with pytest.raises(ConfigError, match=r"dmx-transfer\[inside\]"):
         read_activations(tmp_path / "b.act.h5")

@@ -115,5 +115,5 @@ def test_the_figure_has_a_point_per_layer_and_the_chance_level() -> None:
 
 def test_scikit_learn_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
-    with pytest.raises(ConfigError, match=r"dmx\[inside\]"):
+    with pytest.raises(ConfigError, match=r"dmx-transfer\[inside\]"):
         probe_layers({"a": NOISE}, TARGET)

@@ -29,7 +29,7 @@ def missing() -> str:
     """Return why there can be no server here; empty: there can."""
     for name in ("psycopg2", "boto3", "moto", "flask"):
         if find_spec(name) is None:
-            return f"{name} is not installed (pip install 'dmx[server-tests]')"
+            return f"{name} is not installed (pip install 'dmx-transfer[server-tests]')"
     if postgres_program("initdb") is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
     if os.geteuid() == 0 and shutil.which("runuser") is None:

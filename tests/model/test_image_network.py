@@ -161,10 +161,10 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_
         raise ImportError("No module named 'efficientnet_lite_pytorch'")
 
     monkeypatch.setattr(image_network, "_efficientnet", lacks)
-    with pytest.raises(ModelError, match=r"needs a package .*dmx\[images\]"):
+    with pytest.raises(ModelError, match=r"needs a package .*dmx-transfer\[images\]"):
         build_image_network(LITE, num_outputs=2)
     monkeypatch.setattr(image_network, "find_spec", lambda _: None)
-    with pytest.raises(ModelError, match=r"weights of 'efficientnet-lite0' need a package.*dmx\[images\]"):
+    with pytest.raises(ModelError, match=r"weights of 'efficientnet-lite0' need a package.*dmx-transfer\[images\]"):
         packaged_weights("efficientnet-lite0")
     with pytest.raises(ModelError, match="No package holds weights of 'alexnet'"):
         packaged_weights("alexnet")

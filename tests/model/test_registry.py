@@ -130,7 +130,7 @@ def test_a_missing_package_is_one_sentence(method: str, monkeypatch: pytest.Monk
         raise ImportError("required package `einops` is not installed")
 
     monkeypatch.setattr(nets.UNet, method, lacks)
-    with pytest.raises(ModelError, match=r"UNet needs a package .*einops.*dmx\[networks\]"):
+    with pytest.raises(ModelError, match=r"UNet needs a package .*einops.*dmx-transfer\[networks\]"):
         make("UNet", UNET).segment_plan((16, 16, 16))
 
 

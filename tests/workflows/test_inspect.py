@@ -221,7 +221,9 @@ def test_what_is_not_installed_is_said_before_there_is_a_run(place: Place, monke
     before = len(open_store(root=place.root).list_runs())
     monkeypatch.setitem(sys.modules, "h5py", None)
     file = place.root / "d.act.h5"
-    with pytest.raises(ConfigError, match=r"need h5py, which is not installed\. Run: pip install 'dmx\[inside\]'"):
+    with pytest.raises(
+        ConfigError, match=r"need h5py, which is not installed\. Run: pip install 'dmx-transfer\[inside\]'"
+    ):
         activations(ActivationsRequest(run=place.run, layers=["head"], output=file), session(place.root))
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     with pytest.raises(ConfigError, match=r"needs scikit-learn, which is not installed\."):
