@@ -106,13 +106,14 @@ def _changes(known: Mapping[str, Any], data: SplitCases, task: Task) -> Iterator
 def _changed_scans(
     split: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], cases: Sequence[Case]
 ) -> Iterator[str]:
-    """Compare scans and subjects."""
-    if list(before) == list(now):
+    """Compare scans and subjects, whatever else is known of the cases."""
+    known = [{key: entry[key] for key in ("subject", "scans")} for entry in before]
+    if known == list(now):
         return
-    changed = [case.name for case, entry in zip(cases, now, strict=True) if entry not in before]
+    changed = [case.name for case, entry in zip(cases, now, strict=True) if entry not in known]
     yield from (f"'{name}' in split '{split}' is new or has other scans" for name in changed)
     if not changed:
-        yield f"split '{split}' had {len(before)} cases and has {len(now)}, or another order"
+        yield f"split '{split}' had {len(known)} cases and has {len(now)}, or another order"
 
 
 def _changed_cases(

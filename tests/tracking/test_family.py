@@ -313,7 +313,11 @@ def test_surfaces_that_were_measured_in_two_ways_are_not_compared(
     assert "has measured surfaces in another way" in text
 
 
-def test_each_mean_of_an_evaluation_has_the_number_of_its_cases(make: Make, store: MlflowStore) -> None:
+def test_each_mean_of_an_evaluation_has_the_number_of_its_cases(
+    make: Make, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The console keeps the width that it had when it was made.
+    monkeypatch.setattr(runs_command.out, "_width", 200)
     counts = {"present": 3.0, "missed": 2.0, "false_positive": 1.0, "absent": 0.0}
     metrics = {
         "evaluation/dice": 0.5,
@@ -330,10 +334,10 @@ def test_each_mean_of_an_evaluation_has_the_number_of_its_cases(make: Make, stor
         "evaluation/dice/ball": 6,
         "evaluation/hd95_mm/ball": 3,
     }
-    listed = CliRunner().invoke(runs_command.app, ["list"], env={"COLUMNS": "200"}).output
+    listed = CliRunner().invoke(runs_command.app, ["list"]).output
     assert "balls, all: 6, 2 missed, 1 false positive" in " ".join(listed.split())
     assert cases_behind({"evaluation/hd95_mm/ball": 4.5}, "evaluation/hd95_mm/ball") is None
-    text = CliRunner().invoke(runs_command.app, ["compare", run.id, run.id], env={"COLUMNS": "200"}).output
+    text = CliRunner().invoke(runs_command.app, ["compare", run.id, run.id]).output
     assert "4.5 (3)" in text
 
 

@@ -239,7 +239,7 @@ def test_the_pages_are_served_and_ended_with_ctrl_c(
 
 
 def test_a_server_that_does_not_start_says_why(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "false")
+    monkeypatch.setattr("dmx.tracking.ui.PYTHON", ("false",))
     with pytest.raises(RunError, match="did not start: it said nothing"), serving("sqlite:///x.db", 1):
         pass
 
