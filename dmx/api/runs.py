@@ -167,6 +167,8 @@ def predict(
     name: str | None = None,
     overwrite: bool = False,
     class_indices: bool = False,
+    roi: str | Path | Sequence[str | Path] = (),
+    no_roi: bool = False,
     store: Store = None,
 ) -> Predicted:
     """Predict scans or images with a run's network, as a run; ``dmx predict``.
@@ -186,6 +188,8 @@ def predict(
         name: The run's name.
         overwrite: Replace files that are there.
         class_indices: Write the index of each class instead of its value in the label maps of the training.
+        roi: Roi of each case of single files; ``roi.nii.gz`` beside a scan is found.
+        no_roi: Predict without rois, also where the network was trained with them.
         store: Run store, as for ``load_model``.
 
     Returns:
@@ -209,6 +213,8 @@ def predict(
         name=name,
         overwrite=overwrite,
         class_indices=class_indices,
+        rois=[Path(file) for file in ([roi] if isinstance(roi, str | Path) else roi)],
+        no_roi=no_roi,
     )
     return predict_by_task(request, Session(root=root, report=Logged()))
 
@@ -223,6 +229,7 @@ def evaluate(
     surface: str = "elements",
     allow_leak: bool = False,
     labels: Mapping[int | str, int | str] | None = None,
+    no_roi: bool = False,
     settings: Settings | None = None,
     device: str = "auto",
     name: str | None = None,
@@ -241,6 +248,7 @@ def evaluate(
         labels: Value in the label maps of the cohort: class of the network, by name or index, e.g. ``{17: "Anterior",
             53: "Posterior"}``, where the names of the classes do not say it. Of whole images and volumes the label
             (``{0: "benign"}``), or the column of a target.
+        no_roi: Score without rois, also where the network was trained with them.
         settings: The section ``prediction``, instead of the run's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         name: The run's name.
@@ -267,6 +275,7 @@ def evaluate(
         uri=uri,
         name=name,
         labels=None if labels is None else {str(value): str(label) for value, label in labels.items()},
+        no_roi=no_roi,
     )
     return evaluate_by_task(request, Session(root=root, report=Logged()))
 

@@ -47,6 +47,9 @@ TruthLabels = Annotated[
     ),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run.")]
+NoRoi = Annotated[
+    bool, typer.Option("--no-roi", help="Predict without rois, also where the network was trained with them.")
+]
 
 
 def predict(
@@ -78,6 +81,13 @@ def predict(
             "--class-indices", help="Write class indices 0, 1, …, not the values of the training's label maps."
         ),
     ] = False,
+    roi: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--roi", metavar="FILE", help="Roi of single files, one per case; roi.nii.gz beside them is found."
+        ),
+    ] = None,
+    no_roi: NoRoi = False,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -107,6 +117,8 @@ def predict(
             name=name,
             overwrite=overwrite,
             class_indices=class_indices,
+            rois=roi or (),
+            no_roi=no_roi,
         )
         done = predict_by_task(request, session)
     seconds = sum(float(str(row["seconds"])) for row in done.rows)
@@ -158,6 +170,7 @@ def evaluate(
         str, typer.Option("--surface", help="Between what distances are: elements of the surface, or voxels' centers.")
     ] = "elements",
     labels: TruthLabels = None,
+    no_roi: NoRoi = False,
     overrides: Overrides = None,
     device: Device = "auto",
     name: Name = None,
@@ -187,6 +200,7 @@ def evaluate(
             uri=store,
             name=name,
             labels=None if labels is None else label_words(labels),
+            no_roi=no_roi,
         )
         done = evaluate_by_task(request, session)
     if isinstance(done, Evaluated):

@@ -44,6 +44,7 @@ class Contract:
         pad_before: Voxels of reflection before each axis, added before normalization (compatibility mode).
         pad_after: The same after each axis.
         compatibility: ``deepmedic`` measures normalization in the whole image where a case has no roi.
+        roi: Whether every case that was learned from has a roi; ``None``: it is not known.
     """
 
     channels: tuple[str, ...]
@@ -59,6 +60,7 @@ class Contract:
     pad_before: Triple = (0, 0, 0)
     pad_after: Triple = (0, 0, 0)
     compatibility: Literal["none", "deepmedic"] = "none"
+    roi: bool | None = None
 
     def __post_init__(self) -> None:
         normalize = self.preprocess.normalize
@@ -101,7 +103,8 @@ class Contract:
         values = asdict(self)
         values["labels"] = {str(label): index for label, index in sorted(self.labels.items())}
         # Without regions and ignored voxels a contract is what it was before there were any, its key included.
-        for name, value in (("regions", self.regions.as_dict() if self.regions else None), ("ignore", self.ignore)):
+        regions = self.regions.as_dict() if self.regions else None
+        for name, value in (("regions", regions), ("ignore", self.ignore), ("roi", self.roi)):
             values[name] = value
             if value is None:
                 del values[name]
@@ -130,6 +133,7 @@ class Contract:
                 pad_before=triple(values["pad_before"]),
                 pad_after=triple(values["pad_after"]),
                 compatibility=values["compatibility"],
+                roi=None if values.get("roi") is None else bool(values["roi"]),
             )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CheckpointError(f"the preprocessing contract cannot be read: {error!r}.") from error
@@ -139,6 +143,7 @@ class Contract:
         values = self.as_dict()
         # Cases that were prepared before there were these are found again.
         del values["label_values"]
+        values.pop("roi", None)
         if not self.labels_complete:
             del values["labels_complete"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]

@@ -24,6 +24,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_network
 from dmx.workflows.truth_labels import read_truth
+from dmx.workflows.volumes import with_rois
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,7 @@ def _scorer(request: AblateRequest, trained: TrainedNetwork, device: torch.devic
         )
         return WholeScorer(trained=trained, inputs=inputs, device=device, session=session)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
+    cohort = with_rois(cohort, trained.contract, session)
     truth = read_truth(trained, cohort, request.cohort, given=request.labels, session=session)
     return LabelMapScorer(
         trained=trained,

@@ -1,5 +1,6 @@
 """Predict and evaluate with a run's network in the way of what it has learned."""
 
+from dmx.errors import ConfigError
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.evaluate import Evaluated, EvaluateRequest, evaluate
 from dmx.workflows.evaluate_scores import EvaluatedScores, evaluate_scores
@@ -27,5 +28,8 @@ def predict_by_task(request: PredictRequest, session: Session) -> Predicted:
 
 def evaluate_by_task(request: EvaluateRequest, session: Session) -> Evaluated | EvaluatedScores:
     """Score a network; see :func:`evaluate` and :func:`evaluate_scores`."""
-    segments = task_of(request.run, session, uri=request.uri) == _SEGMENTATION
-    return evaluate(request, session) if segments else evaluate_scores(request, session)
+    if task_of(request.run, session, uri=request.uri) == _SEGMENTATION:
+        return evaluate(request, session)
+    if request.no_roi:
+        raise ConfigError("--no-roi is for networks that segment; this one scores whole images or volumes.")
+    return evaluate_scores(request, session)

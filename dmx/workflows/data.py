@@ -68,6 +68,7 @@ def resolve_data(experiment: Experiment, *, trains: bool = True) -> TrainingData
     check_names(contract)
     if trains:
         _check_labels(training, validation)
+        contract = replace(contract, roi=all(case.roi is not None for case in training))
     return TrainingData(cohort, training, validation, contract)
 
 

@@ -34,7 +34,7 @@ from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
 from dmx.workflows.truth_labels import read_truth
-from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, require_channels
+from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, require_channels, with_rois
 
 _OVERLAYS = 4
 
@@ -54,6 +54,7 @@ class EvaluateRequest:
         device: Where to predict.
         uri: Run store.
         name: Name of the run.
+        no_roi: Predict without rois, also where the network was trained with them.
         labels: Value in the label maps of the cohort: class of the network, by name or index, where the names of the
             classes do not say it. Of whole images and volumes the label, by its name or number.
     """
@@ -68,6 +69,7 @@ class EvaluateRequest:
     device: str = "auto"
     uri: str | None = None
     name: str | None = None
+    no_roi: bool = False
     labels: Mapping[str, str] | None = None
 
 
@@ -114,6 +116,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
     store = open_store(request.uri, session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
     cohort, split = scored_cases(trained, request.cohort, split=request.split)
+    cohort = with_rois(cohort, trained.contract, session, ignored=request.no_roi)
     leak_tags = require_unseen(store, trained, cohort, session, allowed=request.allow_leak)
     truth = read_truth(trained, cohort, request.cohort, given=request.labels, session=session)
     predictor = scoring_predictor(trained, request.settings, device, session=session)
@@ -122,14 +125,7 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
         kind="evaluate",
         words=f"{trained.run.name} {split}".strip(),
         name=request.name,
-        params={
-            "cohort": cohort.name,
-            "split": split or "all",
-            "cases": len(cohort.cases),
-            "surface": request.surface.kind,
-            "tolerance_mm": request.surface.tolerance_mm,
-            **(truth.params() | source_params(trained)),
-        },
+        params=_params(request, cohort, split) | truth.params() | source_params(trained),
         tags={**trained_tags(trained), **leak_tags},
     )
     classes = (*trained.contract.scored,)
@@ -160,6 +156,17 @@ def evaluate(request: EvaluateRequest, session: Session) -> Evaluated:
             rows=rows,
             table=table,
         )
+
+
+def _params(request: EvaluateRequest, cohort: Cohort, split: str) -> dict[str, object]:
+    return {
+        "cohort": cohort.name,
+        "split": split or "all",
+        "cases": len(cohort.cases),
+        "surface": request.surface.kind,
+        "tolerance_mm": request.surface.tolerance_mm,
+        **({"roi": "ignored"} if request.no_roi else {}),
+    }
 
 
 def scored_cases(trained: Trained, manifest: Path | None, *, split: str | None) -> tuple[Cohort, str]:

@@ -241,7 +241,7 @@ def _changed_preprocessing(ours: AnyContract, theirs: AnyContract) -> dict[str, 
 
 def _preprocessing(contract: AnyContract) -> dict[str, Any]:
     """Return how cases are prepared, with the voxel size that ``median`` came to."""
-    labels = ("classes", "labels", "labels_complete", "label_values", "regions", "ignore")
+    labels = ("classes", "labels", "labels_complete", "label_values", "regions", "ignore", "roi")
     skipped = ("channels", *labels, "targets", "fill", "spacing")
     values = contract.as_dict()
     values = resolved(values, contract) if isinstance(contract, Contract) else values

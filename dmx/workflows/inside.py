@@ -22,7 +22,7 @@ from dmx.workflows.reads import own_source, require_own
 from dmx.workflows.score_inputs import chosen_inputs, known_inputs
 from dmx.workflows.session import Session
 from dmx.workflows.trained import Trained, TrainedNetwork
-from dmx.workflows.volumes import case_predictor, check_scans
+from dmx.workflows.volumes import case_predictor, check_scans, with_rois
 
 Outputs = Iterator[Mapping[str, Tensor]]
 Wanted = Pooling | Literal["none", "auto"]
@@ -92,7 +92,7 @@ def layer_data(trained: TrainedNetwork, request: LayerRequest, device: torch.dev
     """
     if not isinstance(trained, Trained):
         return _whole(trained, request, device, session)
-    cohort = _cohort(trained, request)
+    cohort = with_rois(_cohort(trained, request, session), trained.contract, session)
     check_scans(cohort, trained.contract, session, with_labels=False)
     section = request.settings or trained.experiment.prediction
     predictor = case_predictor(trained, section, device, session=session).predictor
@@ -159,11 +159,11 @@ def _pool(wanted: Wanted, *, otherwise: Pooling | None) -> Pooling | None:
     return None if wanted == "none" else wanted
 
 
-def _cohort(trained: Trained, request: LayerRequest) -> Cohort:
+def _cohort(trained: Trained, request: LayerRequest, session: Session) -> Cohort:
     if request.inputs:
-        return chosen_cases(request.inputs, trained, split=request.split)
+        return chosen_cases(request.inputs, trained, split=request.split, session=session)
     own = cohort_of_run(None, trained)
-    return chosen_cases([own.manifest], trained, split=request.split) if own.manifest else own
+    return chosen_cases([own.manifest], trained, split=request.split, session=session) if own.manifest else own
 
 
 def _label(case: Case, cohort: Cohort) -> str | None:

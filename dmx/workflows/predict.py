@@ -21,12 +21,20 @@ from dmx.tracking.session import ActiveRun, NewRun, start_run
 from dmx.tracking.store import RunInfo
 from dmx.training.device import resolve_device
 from dmx.workflows.data import read_cohort
+from dmx.workflows.loose_files import cohort_of_files, with_roi_files
 from dmx.workflows.privacy import hiding
 from dmx.workflows.reads import is_own, own_source, require_own
 from dmx.workflows.session import Session
 from dmx.workflows.start import source_params, trained_tags
 from dmx.workflows.trained import Trained, TrainedNetwork, open_trained
-from dmx.workflows.volumes import CasePredictor, NativePrediction, case_predictor, check_scans, require_channels
+from dmx.workflows.volumes import (
+    CasePredictor,
+    NativePrediction,
+    case_predictor,
+    check_scans,
+    require_channels,
+    with_rois,
+)
 
 _NIFTI = (".nii", ".nii.gz")
 
@@ -51,6 +59,8 @@ class PredictRequest:
         overwrite: Replace files that are there.
         class_indices: Write the index of each class, instead of the value that it has in the label maps that the
             network was trained on.
+        rois: Roi of each case, where single files are predicted.
+        no_roi: Predict without rois, also where the network was trained with them.
     """
 
     run: str
@@ -66,6 +76,8 @@ class PredictRequest:
     name: str | None = None
     overwrite: bool = False
     class_indices: bool = False
+    rois: Sequence[Path] = ()
+    no_roi: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +104,8 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
     device = resolve_device(request.device)
     store = open_store(request.uri, session.root)
     trained = open_trained(store, request.run, checkpoint=request.checkpoint, root=session.root)
-    cohort = chosen_cases(request.inputs, trained, split=request.split)
+    cohort = chosen_cases(request.inputs, trained, split=request.split, session=session, rois=request.rois)
+    cohort = with_rois(cohort, trained.contract, session, ignored=request.no_roi)
     check_layers(trained, request.features)
     _require_free_names(cohort, request)
     check_scans(cohort, trained.contract, session, with_labels=False)
@@ -115,6 +128,7 @@ def predict(request: PredictRequest, session: Session) -> Predicted:
         words=hide(cohort.name),
         name=request.name,
         params={"cohort": hide(cohort.name), "cases": len(cohort.cases), "labels.values": words}
+        | ({"roi": "ignored"} if request.no_roi else {})
         | source_params(trained),
         tags=trained_tags(trained),
     )
@@ -170,8 +184,22 @@ def is_own_cohort(given: Path | None, trained: TrainedNetwork) -> bool:
     return False
 
 
-def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str | None) -> Cohort:
+def chosen_cases(
+    inputs: Sequence[Path],
+    trained: TrainedNetwork,
+    *,
+    split: str | None,
+    session: Session,
+    rois: Sequence[Path] = (),
+) -> Cohort:
     """Return the cases that a manifest or single files name.
+
+    Args:
+        inputs: A manifest, or files.
+        trained: The network.
+        split: Only cases of this split of the manifest.
+        session: Told how files were understood.
+        rois: Roi of each case of single files.
 
     Raises:
         CohortError: They do not fit the network's channels, or nothing is left.
@@ -179,6 +207,8 @@ def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str 
     """
     owner = f"Checkpoint '{trained.checkpoint_name}' of run '{trained.run.experiment}/{trained.run.name}'"
     if len(inputs) == 1 and inputs[0].suffix == ".csv":
+        if rois:
+            raise ConfigError("--roi is for single files; a manifest names rois in its column 'roi'.")
         cohort = cohort_of_run(inputs[0], trained)
         require_channels(cohort, trained.contract, owner=owner)
         if split is not None:
@@ -186,33 +216,13 @@ def chosen_cases(inputs: Sequence[Path], trained: TrainedNetwork, *, split: str 
             if not cohort.cases:
                 raise CohortError(f"Cohort '{cohort.name}' has no case in split '{split}'.")
         return cohort
-    for path in inputs:
+    for path in (*inputs, *rois):
         if not path.name.endswith(_NIFTI):
             raise ConfigError(f"Give one manifest (.csv) or NIfTI files (.nii, .nii.gz), got '{path}'.")
         if not path.is_file():
             raise CohortError(f"'{path}' does not exist.")
-    return _cohort_of_files(inputs, trained.contract.channels, owner)
-
-
-def _cohort_of_files(paths: Sequence[Path], channels: Sequence[str], owner: str) -> Cohort:
-    if len(channels) == 1:
-        cases = [Case(name=_stem(path), subject=_stem(path), channels={channels[0]: path}) for path in paths]
-    elif len(paths) == len(channels):
-        name = _stem(paths[0])
-        cases = [Case(name=name, subject=name, channels=dict(zip(channels, paths, strict=True)))]
-    else:
-        raise CohortError(
-            f"{owner} needs {len(channels)} channels ({', '.join(channels)}), got {len(paths)} files. Give one file "
-            "per channel in this order, or a manifest for several cases."
-        )
-    names = [case.name for case in cases]
-    if len(set(names)) < len(names):
-        raise CohortError("Two files have the same name; their predictions would have it too. Write a manifest.")
-    return Cohort(name="files", classes=(), channels=tuple(channels), cases=tuple(cases))
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
+    cohort = cohort_of_files(inputs, trained.contract.channels, owner, session)
+    return with_roi_files(cohort, rois, trained, session)
 
 
 def check_layers(trained: Trained, features: Mapping[str, tuple[int, int]]) -> None:

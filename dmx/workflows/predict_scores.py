@@ -65,6 +65,8 @@ def _check_options(request: PredictRequest) -> None:
             f"{option} belongs to segmentation; here the table holds all probabilities, and 'dmx activations' writes "
             "what layers give."
         )
+    if request.rois or request.no_roi:
+        raise ConfigError("--roi and --no-roi are for networks that segment; this one scores whole images or volumes.")
     if request.output.suffix != ".csv":
         raise ConfigError(f"Scores are written to a table: -o must end in .csv, got '{request.output}'.")
     if request.output.exists() and not request.overwrite:

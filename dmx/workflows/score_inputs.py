@@ -26,7 +26,7 @@ from dmx.workflows.source import cache_folder
 from dmx.workflows.stimuli import case_targets, image_data, image_source
 from dmx.workflows.trained import TrainedNetwork
 from dmx.workflows.truth_labels import CaseLabels, TruthOutputs, read_case_labels, read_target_columns
-from dmx.workflows.volumes import check_scans, require_channels
+from dmx.workflows.volumes import check_scans, require_channels, without_rois
 
 _LISTS = (".csv",)
 _SPLITS = ("evaluation", "validation")
@@ -66,7 +66,7 @@ def chosen_inputs(
     if isinstance(trained.contract, ImageContract):
         stimuli = _only(_named_images(inputs), split)
         return _image_inputs(trained, trained.contract, stimuli, device=device, session=session, split=split or "")
-    cohort = unmapped(chosen_cases(inputs, trained, split=split))
+    cohort = unmapped(chosen_cases(inputs, trained, split=split, session=session))
     return _volume_inputs(trained, trained.contract, cohort, device=device, session=session, split=split or "")
 
 
@@ -249,6 +249,8 @@ def _volume_inputs(  # keyword-only
     session: Session,
     split: str,
 ) -> ScoreInputs:
+    if sentence := without_rois(cohort, contract):
+        session.warn(sentence)
     check_scans(cohort, contract, session, with_labels=False)
     target = case_targets(cohort.cases, cohort.label_classes, contract.outputs, task=trained.task)
     batches = _Scans(cohort.cases, contract, target, device)

@@ -167,6 +167,44 @@ def require_channels(cohort: Cohort, contract: AnyContract, *, owner: str) -> No
             )
 
 
+def with_rois(cohort: Cohort, contract: Contract, session: Session, *, ignored: bool = False) -> Cohort:
+    """Require the rois that a network has learned with.
+
+    Normalization and the region that is predicted follow the roi, so that a network which has always had one errs
+    without it.
+
+    Args:
+        cohort: The cases.
+        contract: What the network demands of its input.
+        session: Whom to tell.
+        ignored: Go on without any roi, which is said.
+
+    Raises:
+        CohortError: A case lacks one.
+    """
+    if ignored:
+        if contract.roi:
+            session.warn("The network was trained on scans with a roi; without one, as --no-roi says, it errs more.")
+        return replace(cohort, cases=tuple(replace(case, roi=None) for case in cohort.cases))
+    if sentence := without_rois(cohort, contract):
+        raise CohortError(
+            f"{sentence} Name it in the column 'roi' of the manifest, or for single files with --roi FILE; --no-roi "
+            "goes on without."
+        )
+    return cohort
+
+
+def without_rois(cohort: Cohort, contract: Contract) -> str:
+    """Say which cases lack the roi that a network has learned with; nothing where none does."""
+    missing = [case.name for case in cohort.cases if case.roi is None]
+    if not contract.roi or not missing:
+        return ""
+    return (
+        f"{len(missing)} of {len(cohort.cases)} cases have no roi, first '{missing[0]}', but the network was trained "
+        "on scans with one."
+    )
+
+
 def check_scans(cohort: Cohort, contract: Contract, session: Session, *, with_labels: bool) -> None:
     """Check the files that will be read.
 

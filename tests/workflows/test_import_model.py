@@ -169,7 +169,7 @@ def test_an_imported_network_predicts_and_is_scored_like_any_other(files: Path, 
     done = import_deepmedic_model(request(files, channels=("flair", "t1c")), session(files))
     inputs = (files / "flair.nii.gz", files / "t1c.nii.gz")
     predict(PredictRequest(run=done.run.id, inputs=inputs, output=files / "out", device="cpu"), session(files))
-    found = read_volume(files / "out" / "flair_segmentation.nii.gz").array
+    found = read_volume(files / "out" / f"{files.name}_segmentation.nii.gz").array
     trained = opened(open_store(root=files), files)
     padded = [np.pad(read_volume(path).array, 2, mode="reflect") for path in inputs]
     patch = torch.from_numpy(np.stack(padded).astype(np.float32))

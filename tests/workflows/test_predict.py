@@ -11,6 +11,7 @@ from dmx.cohort.volume import read_grid, read_volume, write_volume
 from dmx.errors import CohortError, ConfigError, ModelError, RunError
 from dmx.tracking.mlflow_store import open_store
 from dmx.workflows.evaluate import EvaluateRequest, evaluate
+from dmx.workflows.loose_files import case_name, in_order
 from dmx.workflows.predict import PredictRequest, predict
 from dmx.workflows.train import train
 from dmx.workflows.trained import changed_prediction
@@ -175,3 +176,28 @@ def test_a_fold_of_the_training_is_the_fold_that_is_scored(project: Path, manife
     held_out = {case.name for case in read_manifest(folder / "cohort/manifest.csv").in_split("validation")}
     assert len(held_out) == 2
     assert (scored.split, {row["case"] for row in scored.rows}) == ("validation", held_out)
+
+
+@pytest.mark.parametrize(
+    ("files", "channels", "name"),
+    [
+        (("p1/FLAIR.nii.gz", "p1/DWI.nii.gz"), ("FLAIR", "DWI"), "p1"),
+        (("p1/sub-01_T1.nii.gz", "p1/sub-01_T1c.nii.gz"), ("T1", "T1c"), "sub-01"),
+        (("case_007_0000.nii.gz", "case_007_0001.nii.gz"), ("FLAIR", "DWI"), "case_007"),
+        (("t1_0.nii.gz",), ("t1",), "t1_0"),
+        (("p1/T1.nii.gz",), ("t1",), "p1"),
+    ],
+)
+def test_a_case_of_single_files_is_called_as_its_folder_or_its_files(
+    files: tuple[str, ...], channels: tuple[str, ...], name: str
+) -> None:
+    assert case_name([Path("/scans", file) for file in files], channels) == name
+
+
+def test_files_whose_names_say_their_channels_are_putin_order() -> None:
+    flair, dwi = Path("p/FLAIR.nii.gz"), Path("p/sub-1_dwi.nii")
+    assert in_order([dwi, flair], ("FLAIR", "DWI")) == [flair, dwi]
+    silent = [Path("p/a.nii"), Path("p/b.nii")]
+    assert in_order(silent, ("FLAIR", "DWI")) == silent
+    with pytest.raises(CohortError, match="Two of the files say that they are channel 'DWI'"):
+        in_order([dwi, Path("p/DWI.nii")], ("FLAIR", "DWI"))
